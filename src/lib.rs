@@ -1,0 +1,29 @@
+//! Umbra, a transparent shadowing proxy for block storage.
+//!
+//! Umbra stands in front of a disk (the *local store*), forwards every request to it untouched, copies each
+//! write into a local *write log*, and uploads the log to object storage as a chain of *recovery points*.
+//!
+//! ```text
+//!         client (qemu, Linux nbd, nbdcopy, fio …)
+//!              │ NBD
+//!       ┌──────▼───────┐
+//!       │ nbd          │   speaks a protocol; knows nothing but the trait Disk
+//!       └──────┬───────┘
+//!       ┌──────▼───────┐  records   ┌───────────┐  coalesced   ┌───────────┐  packs, then   ┌────────┐
+//!       │ volume       ├───────────►│ writelog  ├─────────────►│ snapshot  ├───────────────►│ remote │
+//!       │ (splitter)   │            │ (a queue) │  per epoch   │ (uploader)│  one entry     │        │
+//!       └──────┬───────┘            └───────────┘              └───────────┘  (chain)       └───┬────┘
+//!              │ forwarded untouched                                                           │
+//!       ┌──────▼───────┐                                                                       │
+//!       │ disk         │◄──────────────── restore ─────────────────────────────────────────────┘
+//!       │ local store  │
+//!       └──────────────┘
+//! ```
+//!
+//! The modules stand bottom-up: each imports only from those above it in this list. Only `daemon` and `cli`
+//! name concrete types of more than one layer.
+
+pub mod units;
+
+pub mod clock;
+pub mod disk;
