@@ -11,6 +11,17 @@
 //! **No cancellation.** An operation begins when the method is called or its [`Pending`] is first polled; dropping
 //! the `Pending` does not take the operation back. Whoever must know the outcome polls to the end.
 
+pub mod conformance;
+pub mod faulty;
+pub mod file;
+pub mod memory;
+
+mod ioctl;
+
+pub use faulty::FaultyDisk;
+pub use file::FileDisk;
+pub use memory::MemoryDisk;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -25,6 +36,27 @@ pub struct Geometry {
     pub size: u64,
     pub block: BlockSizes,
     pub abilities: Abilities,
+}
+
+impl Geometry {
+    /// Refuses what lies outside the disk or off its block borders, with `EINVAL`.
+    pub fn admit(&self, offset: u64, length: u64) -> Result<()> {
+        let inside = offset.checked_add(length).is_some_and(|end| end <= self.size);
+        let minimum = u64::from(self.block.minimum);
+        if inside && offset.is_multiple_of(minimum) && length.is_multiple_of(minimum) {
+            Ok(())
+        } else {
+            Err(DiskError::Refused(Errno::EINVAL))
+        }
+    }
+
+    /// As [`admit`](Self::admit), and refuses every change of a read-only disk, with `EPERM`.
+    pub fn admit_change(&self, offset: u64, length: u64) -> Result<()> {
+        if self.abilities.read_only {
+            return Err(DiskError::Refused(Errno::EPERM));
+        }
+        self.admit(offset, length)
+    }
 }
 
 /// NBD's block size constraints (proto.md, "Block size constraints"), bytes; powers of two, minimum ≤ preferred ≤ maximum.
@@ -136,6 +168,12 @@ impl DiskError {
             Self::Io(errno) | Self::Refused(errno) => errno,
             Self::Lost => Errno::EIO,
         }
+    }
+}
+
+impl From<rustix::io::Errno> for DiskError {
+    fn from(error: rustix::io::Errno) -> Self {
+        Self::Io(error.into())
     }
 }
 

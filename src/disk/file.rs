@@ -1,0 +1,349 @@
+//! A file or a block device as a [`Disk`].
+//!
+//! What a client of it sees is meant to be what it would see of `nbdkit file` on the same path. What is in the page
+//! cache is read at once, in the caller's task; all else runs on tokio's blocking threads, so methods are called inside
+//! a tokio runtime. An operation begins when its method is called.
+//!
+//! Owns: the descriptor and its lock. Errors of the kernel are passed on as they are.
+//! Crash: what was not flushed may be there, in part or not at all, as with any disk.
+
+mod erase;
+mod open;
+
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::num::NonZeroU64;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use rustix::fs::{Advice, SeekFrom, fadvise, fdatasync, seek};
+use rustix::io::{self, ReadWriteFlags, preadv2, pwritev2, retry_on_intr};
+
+use self::erase::{Eraser, Latch};
+pub use self::open::{OpenError, Options};
+use super::{Abilities, BlockSizes, Disk, Errno, Extent, Geometry, Identity, Pending, Result, ZeroMode};
+use crate::units::{KIB, Span};
+
+/// Up to this many bytes are copied from or to the page cache in the caller's task: some 30 µs, about what a hop to
+/// another thread costs. What is larger would keep other connections waiting.
+const INLINE_MAX: usize = 256 * KIB as usize;
+
+/// A regular file or a block device.
+pub struct FileDisk {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    file: File,
+    path: PathBuf,
+    device: bool,
+    size: AtomicU64,
+    block: BlockSizes,
+    abilities: Abilities,
+    /// What buffers of direct I/O are aligned to; none where the page cache is used.
+    direct: Option<usize>,
+    in_memory: bool,
+    name: String,
+    read_nowait: Latch,
+    write_nowait: Latch,
+    eraser: Eraser,
+}
+
+impl FileDisk {
+    /// Opens what is at `path`. Unless read-only, no other writer that takes the same lock (another `FileDisk`, in this
+    /// process or not) can have it at the same time, and a device must not be mounted.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> std::result::Result<Self, OpenError> {
+        let path = path.as_ref();
+        let found = open::open(path, options)?;
+        let direct = options.direct.then_some(found.block.minimum as usize);
+        let eraser = Eraser::new(found.device, found.erase_block, direct.unwrap_or(1), found.punches);
+        let writable = !options.read_only;
+        let abilities = Abilities {
+            read_only: options.read_only,
+            rotational: found.rotational,
+            flush: true,
+            fua: writable,
+            trim: writable,
+            trim_reads_zero: writable && eraser.trim_reads_zero,
+            write_zeroes: writable,
+            fast_zeroes: writable && found.punches,
+            cache: true,
+            extents: seek(&found.file, SeekFrom::Hole(0)).is_ok(),
+            // One descriptor serves all, and fdatasync knows no connections.
+            multi_conn: true,
+        };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                file: found.file,
+                path: path.to_owned(),
+                device: found.device,
+                size: AtomicU64::new(found.size),
+                block: found.block,
+                abilities,
+                in_memory: found.in_memory,
+                name: found.name,
+                read_nowait: Latch::new(direct.is_none()),
+                write_nowait: Latch::new(direct.is_none()),
+                direct,
+                eraser,
+            }),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Whether it is a block device, not a file.
+    pub fn is_device(&self) -> bool {
+        self.inner.device
+    }
+
+    /// Looks at the size again, for a file or device that was resized; what is no multiple of the minimum block size
+    /// is left out.
+    pub fn refresh(&self) -> std::result::Result<Geometry, Errno> {
+        let size = open::size(&self.inner.file)?;
+        self.inner.size.store(size - size % u64::from(self.inner.block.minimum), Relaxed);
+        Ok(self.geometry())
+    }
+
+    fn spawn<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Pending<T> {
+        let inner = self.inner.clone();
+        let task = tokio::task::spawn_blocking(move || work(&inner));
+        // No answer comes only from a runtime that is being shut down.
+        Pending::later(async move { task.await.unwrap_or(Err(super::DiskError::Lost)) })
+    }
+}
+
+impl Inner {
+    /// How many bytes could be read without waiting.
+    fn read_now(&self, buffer: &mut [u8], offset: u64) -> usize {
+        if buffer.len() > INLINE_MAX {
+            return 0;
+        }
+        if self.in_memory {
+            let result = read_exact(&self.file, buffer, offset);
+            return if result.is_ok() { buffer.len() } else { 0 };
+        }
+        let mut read = 0;
+        let _: io::Result<bool> = self.read_nowait.attempt(|| {
+            read = preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT)?;
+            Ok(())
+        });
+        read
+    }
+
+    /// How many bytes could be written without waiting. An error is left to the attempt that waits.
+    fn write_now(&self, data: &[u8], offset: u64) -> usize {
+        if data.len() > INLINE_MAX {
+            return 0;
+        }
+        if self.in_memory {
+            let result = write_all(&self.file, data, offset, false);
+            return if result.is_ok() { data.len() } else { 0 };
+        }
+        let mut written = 0;
+        let _: io::Result<bool> = self.write_nowait.attempt(|| {
+            written = pwritev2(&self.file, &[IoSlice::new(data)], offset, ReadWriteFlags::NOWAIT)?;
+            Ok(())
+        });
+        written
+    }
+
+    fn sync(&self) -> Result<()> {
+        // The size never changes here, and what else is needed to find the data again is covered by fdatasync.
+        Ok(retry_on_intr(|| fdatasync(&self.file))?)
+    }
+
+    /// What trims and zeroes share: nothing to do for an empty range, and `fua` by a flush, as nbdkit has it.
+    fn erase(&self, span: Span, fua: bool, how: impl FnOnce(&Eraser) -> Result<()>) -> Result<()> {
+        if !span.is_empty() {
+            how(&self.eraser)?;
+        }
+        if fua { self.sync() } else { Ok(()) }
+    }
+
+    fn extents(&self, span: Span, limit: usize) -> Result<Vec<Extent>> {
+        // Past the last data, SEEK_DATA answers with ENXIO; so do both past the end of a file that became shorter.
+        let find = |from| match seek(&self.file, from) {
+            Ok(found) => Ok(found.min(span.end)),
+            Err(io::Errno::NXIO) => Ok(span.end),
+            Err(error) => Err(error),
+        };
+        let mut extents = Vec::new();
+        let mut at = span.start;
+        while at < span.end && extents.len() < limit {
+            let data = find(SeekFrom::Data(at))?;
+            let (end, hole) = if data > at { (data, true) } else { (find(SeekFrom::Hole(at))?, false) };
+            // Nothing in between: what was data has become a hole meanwhile. Look again.
+            if end > at {
+                extents.push(Extent { length: end - at, hole, zero: hole });
+                at = end;
+            }
+        }
+        Ok(extents)
+    }
+}
+
+impl Disk for FileDisk {
+    fn geometry(&self) -> Geometry {
+        let inner = &self.inner;
+        Geometry { size: inner.size.load(Relaxed), block: inner.block, abilities: inner.abilities }
+    }
+
+    fn read(&self, offset: u64, length: u32) -> Pending<Bytes> {
+        if let Err(refused) = self.geometry().admit(offset, length.into()) {
+            return Pending::ready(Err(refused));
+        }
+        let length = length as usize;
+        if let Some(alignment) = self.inner.direct {
+            return self.spawn(move |inner| {
+                let mut buffer = Aligned::zeroed(length, alignment);
+                read_exact(&inner.file, buffer.as_mut_slice(), offset)?;
+                Ok(buffer.into_bytes())
+            });
+        }
+        let mut buffer = vec![0; length];
+        let done = self.inner.read_now(&mut buffer, offset);
+        if done == length {
+            return Pending::ready(Ok(buffer.into()));
+        }
+        self.spawn(move |inner| {
+            read_exact(&inner.file, &mut buffer[done..], offset + done as u64)?;
+            Ok(buffer.into())
+        })
+    }
+
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
+        if let Err(refused) = self.geometry().admit_change(offset, data.len() as u64) {
+            return Pending::ready(Err(refused));
+        }
+        let done = if fua { 0 } else { self.inner.write_now(&data, offset) };
+        if done == data.len() && !fua {
+            return Pending::ready(Ok(()));
+        }
+        self.spawn(move |inner| match inner.direct {
+            Some(alignment) if !(data.as_ptr() as usize).is_multiple_of(alignment) => {
+                let aligned = Aligned::copy_of(&data, alignment);
+                write_all(&inner.file, aligned.as_slice(), offset, fua)
+            }
+            _ => write_all(&inner.file, &data[done..], offset + done as u64, fua),
+        })
+    }
+
+    fn flush(&self) -> Pending<()> {
+        self.spawn(Inner::sync)
+    }
+
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> Pending<()> {
+        if let Err(refused) = self.geometry().admit_change(offset, length) {
+            return Pending::ready(Err(refused));
+        }
+        let span = Span::at(offset, length);
+        self.spawn(move |inner| inner.erase(span, fua, |eraser| eraser.trim(&inner.file, span)))
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode, fua: bool) -> Pending<()> {
+        if let Err(refused) = self.geometry().admit_change(offset, length) {
+            return Pending::ready(Err(refused));
+        }
+        let span = Span::at(offset, length);
+        self.spawn(move |inner| inner.erase(span, fua, |eraser| eraser.zero(&inner.file, span, mode)))
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> Pending<()> {
+        if let Err(refused) = self.geometry().admit(offset, length) {
+            return Pending::ready(Err(refused));
+        }
+        // Zero would mean "to the end of the file".
+        let Some(length) = NonZeroU64::new(length) else { return Pending::ready(Ok(())) };
+        self.spawn(move |inner| Ok(retry_on_intr(|| fadvise(&inner.file, offset, Some(length), Advice::WillNeed))?))
+    }
+
+    fn extents(&self, offset: u64, length: u64, limit: usize) -> Pending<Vec<Extent>> {
+        if let Err(refused) = self.geometry().admit(offset, length) {
+            return Pending::ready(Err(refused));
+        }
+        if !self.inner.abilities.extents {
+            return Pending::ready(Ok(vec![Extent { length, hole: false, zero: false }]));
+        }
+        self.spawn(move |inner| inner.extents(Span::at(offset, length), limit))
+    }
+
+    fn identity(&self) -> Identity {
+        let inner = &self.inner;
+        let modified = if inner.device { None } else { inner.file.metadata().ok() };
+        Identity {
+            name: inner.name.clone(),
+            size: inner.size.load(Relaxed),
+            modified: modified.map(|m| i128::from(m.mtime()) * 1_000_000_000 + i128::from(m.mtime_nsec())),
+        }
+    }
+}
+
+/// Reads until the buffer is full. The end of the file before that means that somebody cut it off under us: `EIO`.
+fn read_exact(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let read = retry_on_intr(|| io::pread(file, &mut *buffer, offset))?;
+        if read == 0 {
+            return Err(io::Errno::IO);
+        }
+        buffer = &mut buffer[read..];
+        offset += read as u64;
+    }
+    Ok(())
+}
+
+/// Writes all of it. With `fua`, each piece is durable before the next one begins, and only what was written here is
+/// waited for.
+fn write_all(file: &File, mut data: &[u8], mut offset: u64, fua: bool) -> Result<()> {
+    let flags = if fua { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+    while !data.is_empty() {
+        let written = retry_on_intr(|| pwritev2(file, &[IoSlice::new(data)], offset, flags))?;
+        if written == 0 {
+            return Err(io::Errno::IO.into());
+        }
+        data = &data[written..];
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+/// A buffer that begins at a multiple of some power of two in memory, inside a longer one.
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Aligned {
+    fn zeroed(length: usize, alignment: usize) -> Self {
+        let bytes = vec![0; length + alignment - 1];
+        let start = (bytes.as_ptr() as usize).next_multiple_of(alignment) - bytes.as_ptr() as usize;
+        Self { bytes, start, length }
+    }
+
+    fn copy_of(data: &[u8], alignment: usize) -> Self {
+        let mut copy = Self::zeroed(data.len(), alignment);
+        copy.as_mut_slice().copy_from_slice(data);
+        copy
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.length]
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.length]
+    }
+
+    fn into_bytes(self) -> Bytes {
+        Bytes::from(self.bytes).slice(self.start..self.start + self.length)
+    }
+}
+
+#[cfg(test)]
+mod tests;
