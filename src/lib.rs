@@ -26,4 +26,5 @@
 pub mod units;
 
 pub mod clock;
+pub mod config;
 pub mod disk;

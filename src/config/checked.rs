@@ -1,0 +1,377 @@
+//! What the program uses: typed, within limits, and without combinations that make no sense.
+//!
+//! Paths are absolute. There is no way here but through [`check`], which reports every problem that it finds.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use object_store::aws::AmazonS3ConfigKey;
+use object_store::azure::AzureConfigKey;
+use object_store::gcp::GoogleConfigKey;
+
+use super::place::{Listen, Place, Store, join, straightened};
+use super::problem::{Fault, Problem, Section};
+use super::written::{self, Fencing, Options, SyncMode};
+use crate::units::{KIB, MIB, TIB, VOLUME_MAX};
+
+/// A whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Folder of the log, the marks and the control socket.
+    pub state: PathBuf,
+    /// At least one; no two are the same.
+    pub listen: Vec<Listen>,
+    pub remote: Remote,
+    /// At least one; names and stores are unique.
+    pub volumes: Vec<Volume>,
+    pub log: Log,
+    pub snapshot: Snapshot,
+    pub upload: Upload,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    pub place: Place,
+    pub fencing: Fencing,
+    /// Known to object_store by name; empty for a folder.
+    pub options: Options,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    pub name: VolumeName,
+    pub store: Store,
+    /// At least twice the epoch.
+    pub max_age: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Bytes of the pool of all volumes.
+    pub size: u64,
+    pub sync: SyncMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    pub epoch: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upload {
+    pub rate: Rate,
+    /// Requests at the same time.
+    pub parallel: u32,
+}
+
+/// How much of the uplink may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rate {
+    Unlimited,
+    BytesPerSecond(u64),
+}
+
+/// Name of a volume, of its export, and of its place in the remote: 1 to 63 of `a-z 0-9 - _ .`, and the first is a
+/// letter or digit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeName(String);
+
+impl VolumeName {
+    /// As a label of DNS, so that names can become host names, buckets and units of systemd.
+    const LENGTH_MAX: usize = 63;
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let right = text.len() <= Self::LENGTH_MAX
+            && text.bytes().next().is_some_and(letter)
+            && text.bytes().all(|byte| letter(byte) || b"-_.".contains(&byte));
+        if right { Ok(Self(text.to_owned())) } else { Err(Fault::Name) }
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The log is taken and freed in segments of this size.
+pub const LOG_SEGMENT: u64 = 64 * MIB;
+/// One is written, one uploaded, and two are between them while an upload is repeated.
+pub const LOG_SEGMENTS_PER_VOLUME: u64 = 4;
+/// More than any disk that a log would be put on; catches a slipped unit.
+const LOG_SIZE_MAX: u64 = 64 * TIB;
+
+/// Below, an epoch is over before its two puts are; above, more is lost with a site than asynchronous copying is for.
+const EPOCH: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// A year: catches a slipped unit.
+const MAX_AGE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Each holds a pack of up to 64 MiB: 4 GiB of memory at most.
+const PARALLEL: (u64, u64) = (1, 64);
+/// Below, a heartbeat point and the retry of a small pack take longer than an epoch.
+const RATE_MIN: u64 = 64 * KIB;
+/// Smallest file that holds a block; a disk of less is of no use.
+const CREATE_MIN: u64 = 64 * KIB;
+/// No disk's logical block is larger than this.
+const DIRECT_BLOCK_MAX: u64 = 4 * KIB;
+
+/// Makes of what is written what the program uses. None is returned only with a problem reported.
+pub fn check(written: written::Config, base: &Path, problems: &mut Vec<Problem>) -> Option<Config> {
+    let mut check = Check { base, problems };
+    let remote = check.remote(written.remote);
+    let state = check.state(&written.top.state, remote.as_ref());
+    let listen = check.listen(&written.listen);
+    let snapshot = check.snapshot(&written.snapshot);
+    let volumes = check.volumes(&written.volume, snapshot);
+    let log = check.log(&written.log, written.volume.len());
+    let upload = check.upload(&written.upload);
+    Some(Config {
+        state: state?,
+        listen: listen?,
+        remote: remote?,
+        volumes: volumes?,
+        log: log?,
+        snapshot: snapshot?,
+        upload: upload?,
+    })
+}
+
+struct Check<'a> {
+    base: &'a Path,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn report<T>(&mut self, problem: Problem) -> Option<T> {
+        self.problems.push(problem);
+        None
+    }
+
+    /// The value, or a report of what is wrong with it.
+    fn value<T>(
+        &mut self,
+        section: &Section,
+        key: &str,
+        written: impl fmt::Display,
+        value: Result<T, Fault>,
+    ) -> Option<T> {
+        match value {
+            Ok(value) => Some(value),
+            Err(fault) => self.report(section.problem_of(key, written, fault)),
+        }
+    }
+
+    fn state(&mut self, written: &str, remote: Option<&Remote>) -> Option<PathBuf> {
+        let state = join(self.base, written).and_then(|state| match remote.map(|remote| &remote.place) {
+            Some(Place::Folder(folder)) if straightened(folder) == straightened(&state) => Err(Fault::StateIsRemote),
+            _ => Ok(state),
+        });
+        self.value(&Section::Top, "state", format_args!("{written:?}"), state)
+    }
+
+    fn listen(&mut self, written: &written::Listen) -> Option<Vec<Listen>> {
+        let addresses = written.nbd.as_slice();
+        if addresses.is_empty() {
+            return self.missing(&Section::Listen, "nbd", "nbd = \"127.0.0.1:10809\"");
+        }
+        let mut listen = Vec::new();
+        for text in addresses {
+            let address = Listen::parse(text, self.base)
+                .and_then(|address| if listen.contains(&address) { Err(Fault::AddressTwice) } else { Ok(address) });
+            listen.extend(self.value(&Section::Listen, "nbd", format_args!("{text:?}"), address));
+        }
+        (listen.len() == addresses.len()).then_some(listen)
+    }
+
+    fn remote(&mut self, written: written::Remote) -> Option<Remote> {
+        let Some(url) = written.url else {
+            return self.missing(&Section::Remote, "url", "url = \"s3://bucket/prefix\"");
+        };
+        let place = Place::parse(&url, self.base);
+        let place = self.value(&Section::Remote, "url", shown(&url), place)?;
+        let mut right = true;
+        for key in written.options.expose().keys() {
+            if let Err(fault) = check_option(&place, key) {
+                self.problems.push(Section::Options.problem(key, fault));
+                right = false;
+            }
+        }
+        right.then_some(Remote { place, fencing: written.fencing, options: written.options })
+    }
+
+    fn volumes(&mut self, written: &[(Section, written::Volume)], snapshot: Option<Snapshot>) -> Option<Vec<Volume>> {
+        if written.is_empty() {
+            if self.problems.iter().any(|problem| problem.fault == Fault::NotAList) {
+                return None;
+            }
+            let missing = Fault::Missing { example: "[[volume]] with name = \"disk0\" and store = \"file:disk0.img\"" };
+            return self.report(Section::Top.problem("[[volume]]", missing));
+        }
+        let mut names: Vec<(usize, VolumeName)> = Vec::new();
+        let mut stores: Vec<(usize, Store)> = Vec::new();
+        let mut volumes = Vec::new();
+        for (index, (section, volume)) in written.iter().enumerate() {
+            let (name, store) = (self.name(section, volume), self.store(section, volume));
+            let max_age = self.max_age(section, &volume.max_age, snapshot);
+            if let Some(name) = &name {
+                if let Some((first, _)) = names.iter().find(|(_, other)| other == name) {
+                    let twice = Fault::NameTwice { first: *first };
+                    self.problems.push(section.problem_of("name", format_args!("{:?}", name.as_str()), twice));
+                }
+                names.push((index + 1, name.clone()));
+            }
+            if let Some(store) = &store {
+                if let Some((first, _)) = stores.iter().find(|(_, other)| other.is_same(store)) {
+                    let twice = Fault::StoreTwice { first: *first };
+                    self.problems.push(section.problem_of("store", format_args!("\"{store}\""), twice));
+                }
+                stores.push((index + 1, store.clone()));
+            }
+            if let (Some(name), Some(store), Some(max_age)) = (name, store, max_age) {
+                volumes.push(Volume { name, store, max_age });
+            }
+        }
+        (volumes.len() == written.len()).then_some(volumes)
+    }
+
+    fn name(&mut self, section: &Section, volume: &written::Volume) -> Option<VolumeName> {
+        match &volume.name {
+            Some(name) => self.value(section, "name", format_args!("{name:?}"), name.parse()),
+            None => self.missing(section, "name", "name = \"disk0\""),
+        }
+    }
+
+    fn store(&mut self, section: &Section, volume: &written::Volume) -> Option<Store> {
+        let Some(text) = &volume.store else {
+            return self.missing(section, "store", "store = \"file:disk0.img\"");
+        };
+        let mut store = self.value(section, "store", shown(text), Store::parse(text, self.base))?;
+        let kind = store.kind();
+        match (&mut store, &volume.create) {
+            (_, None) => {}
+            (Store::File { create, .. }, Some(size)) => {
+                let ragged = |size: u64| volume.direct && !size.is_multiple_of(DIRECT_BLOCK_MAX);
+                let checked = bytes(size).and_then(|size| match size {
+                    CREATE_MIN..=VOLUME_MAX if ragged(size) => Err(Fault::CreateRagged),
+                    CREATE_MIN..=VOLUME_MAX => Ok(size),
+                    _ => Err(Fault::BytesOutside { min: CREATE_MIN, max: VOLUME_MAX }),
+                });
+                *create = Some(self.value(section, "create", size, checked)?);
+            }
+            (_, Some(size)) => {
+                return self.report(section.problem_of("create", size, Fault::CreateNotAFile { store: kind }));
+            }
+        }
+        match &mut store {
+            Store::File { direct, .. } | Store::Device { direct, .. } => *direct = volume.direct,
+            Store::Nbd { .. } if volume.direct => {
+                return self.report(section.problem_of("direct", true, Fault::DirectNotLocal));
+            }
+            Store::Nbd { .. } => {}
+        }
+        Some(store)
+    }
+
+    fn max_age(&mut self, section: &Section, written: &written::Time, snapshot: Option<Snapshot>) -> Option<Duration> {
+        let epoch = snapshot.map_or(Duration::ZERO, |snapshot| snapshot.epoch);
+        let age = duration(written).and_then(|age| match age {
+            _ if age < epoch * 2 => Err(Fault::AgeBelowEpoch { epoch }),
+            _ if age > MAX_AGE_MAX => Err(Fault::DurationOutside { min: epoch * 2, max: MAX_AGE_MAX }),
+            _ => Ok(age),
+        });
+        self.value(section, "max_age", format_args!("{:?}", written.as_str()), age)
+    }
+
+    fn log(&mut self, written: &written::Log, volumes: usize) -> Option<Log> {
+        let per_volume = LOG_SEGMENTS_PER_VOLUME;
+        let needed = LOG_SEGMENT * per_volume * volumes.max(1) as u64;
+        let size = bytes(&written.size).and_then(|size| match size {
+            _ if size < needed => Err(Fault::LogTooSmall { volumes, per_volume, segment: LOG_SEGMENT, needed }),
+            _ if size > LOG_SIZE_MAX => Err(Fault::BytesOutside { min: needed, max: LOG_SIZE_MAX }),
+            _ => Ok(size),
+        });
+        let size = self.value(&Section::Log, "size", &written.size, size)?;
+        Some(Log { size, sync: written.sync })
+    }
+
+    fn snapshot(&mut self, written: &written::Snapshot) -> Option<Snapshot> {
+        let (min, max) = EPOCH;
+        let epoch = duration(&written.epoch).and_then(|epoch| {
+            if (min..=max).contains(&epoch) { Ok(epoch) } else { Err(Fault::DurationOutside { min, max }) }
+        });
+        let shown = written.epoch.as_str();
+        self.value(&Section::Snapshot, "epoch", format_args!("{shown:?}"), epoch).map(|epoch| Snapshot { epoch })
+    }
+
+    fn upload(&mut self, written: &written::Upload) -> Option<Upload> {
+        let rate = self.value(&Section::Upload, "rate", &written.rate, rate(&written.rate));
+        let (min, max) = PARALLEL;
+        let parallel = match u64::from(written.parallel) {
+            number if (min..=max).contains(&number) => Ok(written.parallel),
+            _ => Err(Fault::NumberOutside { min, max }),
+        };
+        let parallel = self.value(&Section::Upload, "parallel", written.parallel, parallel);
+        Some(Upload { rate: rate?, parallel: parallel? })
+    }
+
+    fn missing<T>(&mut self, section: &Section, key: &str, example: &'static str) -> Option<T> {
+        // What is there and of the wrong type was reported already.
+        if self.problems.iter().any(|problem| problem.section == *section && problem.key == key) {
+            return None;
+        }
+        self.report(section.problem(key, Fault::Missing { example }))
+    }
+}
+
+/// A URI as it is written, unless it may hold a password.
+fn shown(uri: &str) -> String {
+    if uri.contains('@') { "\"…\"".to_owned() } else { format!("{uri:?}") }
+}
+
+fn bytes(written: &written::Bytes) -> Result<u64, Fault> {
+    match written {
+        written::Bytes::Number(number) => Ok(*number),
+        written::Bytes::Text(text) => {
+            text.parse::<bytesize::ByteSize>().map(|size| size.0).map_err(|_| Fault::NotBytes)
+        }
+    }
+}
+
+fn duration(written: &written::Time) -> Result<Duration, Fault> {
+    humantime::parse_duration(written.as_str()).map_err(|_| Fault::NotADuration)
+}
+
+fn rate(written: &written::Bytes) -> Result<Rate, Fault> {
+    let number = match written {
+        written::Bytes::Text(text) if text == "unlimited" => return Ok(Rate::Unlimited),
+        written::Bytes::Text(text) => bytes(&text.strip_suffix("/s").unwrap_or(text).into())?,
+        written::Bytes::Number(number) => *number,
+    };
+    if number < RATE_MIN { Err(Fault::RateTooLow { min: RATE_MIN }) } else { Ok(Rate::BytesPerSecond(number)) }
+}
+
+/// Object_store would pass over a name that it does not know, in silence.
+fn check_option(place: &Place, key: &str) -> Result<(), Fault> {
+    let lower = key.to_ascii_lowercase();
+    let unknown = |provider| move |_: object_store::Error| Fault::UnknownOption { provider };
+    let reserved = match place {
+        Place::Folder(_) => return Err(Fault::OptionForFolder),
+        Place::S3 { .. } => matches!(
+            lower.parse().map_err(unknown("S3"))?,
+            AmazonS3ConfigKey::Bucket | AmazonS3ConfigKey::ConditionalPut
+        ),
+        Place::Azure { .. } => matches!(lower.parse().map_err(unknown("Azure"))?, AzureConfigKey::ContainerName),
+        Place::Gcs { .. } => matches!(lower.parse().map_err(unknown("GCS"))?, GoogleConfigKey::Bucket),
+    };
+    if reserved { Err(Fault::OptionReserved) } else { Ok(()) }
+}
