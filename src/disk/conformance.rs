@@ -313,7 +313,7 @@ impl Model {
         let blocks = self.geometry.size / minimum;
         // Every magnitude of length is as likely as the others, and borders of blocks are likelier than what is between.
         let magnitude = self.random.below(u64::from(LENGTH_MAX.ilog2()) + 1);
-        let longest = (2 << magnitude).min(LENGTH_MAX) / minimum;
+        let longest = (2 << magnitude).min(LENGTH_MAX).min(self.geometry.block.maximum.into()) / minimum;
         let length = 1 + self.random.below(longest.max(1)).min(blocks - 1);
         let mut start = self.random.below(blocks - length + 1);
         if self.random.below(3) == 0 {

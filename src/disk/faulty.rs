@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, Result, ZeroMode};
+use super::{Disk, DiskError, Extent, Geometry, Identity, Pending, Result, ZeroMode};
 use crate::units::Span;
 
 /// The kinds of operations that a disk has.
@@ -343,16 +343,13 @@ impl Disk for FaultyDisk {
     }
 }
 
-impl DiskError {
-    /// `EIO`, the commonest of answers in a script.
-    pub const EIO: Self = Self::Io(Errno::EIO);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{MemoryDisk, conformance};
+    use crate::disk::{Errno, MemoryDisk, conformance};
     use crate::units::MIB;
+
+    const EIO: DiskError = DiskError::Io(Errno::EIO);
 
     fn disk() -> FaultyDisk {
         FaultyDisk::new(MemoryDisk::new(MIB))
@@ -370,9 +367,9 @@ mod tests {
     #[tokio::test]
     async fn an_error_comes_instead_of_the_effect_or_after_it() {
         let disk = disk();
-        disk.inject(Fault::instead(Kind::Write, DiskError::EIO).once());
+        disk.inject(Fault::instead(Kind::Write, EIO).once());
         disk.inject(Fault::after(Kind::Write, DiskError::Lost).once());
-        assert_eq!(disk.write(0, Bytes::from_static(b"a"), false).await, Err(DiskError::EIO));
+        assert_eq!(disk.write(0, Bytes::from_static(b"a"), false).await, Err(EIO));
         assert_eq!(first_byte(&disk).await, 0);
         assert_eq!(disk.write(0, Bytes::from_static(b"b"), false).await, Err(DiskError::Lost));
         assert_eq!(first_byte(&disk).await, b'b');
@@ -383,8 +380,8 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_fails_halfway_leaves_its_first_half() {
         let disk = disk();
-        disk.inject(Fault::halfway(Kind::Write, DiskError::EIO));
-        assert_eq!(disk.write(0, Bytes::from_static(b"abcd"), true).await, Err(DiskError::EIO));
+        disk.inject(Fault::halfway(Kind::Write, EIO));
+        assert_eq!(disk.write(0, Bytes::from_static(b"abcd"), true).await, Err(EIO));
         assert_eq!(disk.read(0, 4).await.unwrap(), Bytes::from_static(b"ab\0\0"));
     }
 
@@ -417,9 +414,9 @@ mod tests {
     #[tokio::test]
     async fn the_second_of_three_flushes_fails() {
         let disk = disk();
-        disk.inject(Fault::instead(Kind::Flush, DiskError::EIO).skipping(1).once());
+        disk.inject(Fault::instead(Kind::Flush, EIO).skipping(1).once());
         assert_eq!(disk.flush().await, Ok(()));
-        assert_eq!(disk.flush().await, Err(DiskError::EIO));
+        assert_eq!(disk.flush().await, Err(EIO));
         assert_eq!(disk.flush().await, Ok(()));
         disk.come_back();
         assert_eq!(disk.incarnation(), 1);

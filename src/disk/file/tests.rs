@@ -149,7 +149,7 @@ async fn a_file_that_was_cut_off_answers_with_an_error_and_not_with_zeroes() {
 
 #[tokio::test]
 async fn the_kernels_error_is_passed_on_as_it_is() {
-    // The size stays as it was asked for at open; RLIMIT and quota are not at hand, a closed range of offsets is.
+    // Of a descriptor that is not open for writing, the kernel says EBADF; nothing of ours does.
     let folder = folder();
     let path = folder.path().join("disk");
     drop(FileDisk::open(&path, BUFFERED).unwrap());
