@@ -28,3 +28,4 @@ pub mod units;
 pub mod clock;
 pub mod config;
 pub mod disk;
+pub mod nbd;
