@@ -26,6 +26,9 @@
 pub mod units;
 
 pub mod clock;
-pub mod config;
 pub mod disk;
+pub mod format;
+
 pub mod nbd;
+
+pub mod config;

@@ -5,7 +5,7 @@
 //! that it does not know, skips optional sections that it does not know, and never panics.
 //!
 //! ```text
-//! <prefix>/names/<name>                         volume id
+//! <prefix>/names/<name>                         volume id                              [`names`]
 //! <prefix>/<volume id>/volume                   id, created, format version            [`volume`]
 //!                     /packs/<generation>-<number>   records and their index           [`pack`]
 //!                     /runs/<generation>-<number>    merged index                      [`run`]
@@ -15,11 +15,20 @@
 pub mod codec;
 pub mod entry;
 pub mod index;
+pub mod keys;
 pub mod log;
 pub mod names;
 pub mod pack;
 pub mod run;
 pub mod volume;
+
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod tests;
+
+pub use codec::FormatError;
+pub use keys::Keys;
 
 use crate::units::{Block, Generation, Mask};
 
@@ -34,6 +43,12 @@ pub struct InstanceId(pub [u8; 16]);
 /// BLAKE3-256 of an object's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ObjectHash(pub [u8; 32]);
+
+impl ObjectHash {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
 
 /// Keyed BLAKE3-128 of the plaintext of a record: the sectors' bytes, as many as the mask says.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
