@@ -32,3 +32,4 @@ pub mod format;
 pub mod nbd;
 
 pub mod config;
+pub mod remote;
