@@ -28,8 +28,8 @@ pub mod units;
 pub mod clock;
 pub mod disk;
 pub mod format;
+pub mod remote;
 
 pub mod nbd;
 
 pub mod config;
-pub mod remote;

@@ -24,7 +24,7 @@ pub const VOLUME_MAX: u64 = 64 * TIB;
 pub const REQUEST_MAX: u32 = 32 * MIB as u32;
 
 const _: () = assert!(SECTORS_PER_BLOCK == u128::BITS);
-const _: () = assert!(REGION % BLOCK == 0);
+const _: () = assert!(REGION.is_multiple_of(BLOCK));
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_range_without_a_whole_unit_rounds_in_to_nothing() {
-        assert!(Span::new(1, 1023).rounded_in(512).len() == 0);
+        assert!(Span::new(1, 1023).rounded_in(512).is_empty());
         assert_eq!(Span::new(1, 1025).rounded_in(512), Span::new(512, 1024));
         assert_eq!(Span::new(1, 1025).rounded_out(512), Span::new(0, 1536));
     }
