@@ -33,3 +33,4 @@ pub mod remote;
 pub mod nbd;
 
 pub mod config;
+pub mod chain;

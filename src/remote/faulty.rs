@@ -71,6 +71,8 @@ struct Rule {
 struct State {
     rules: Vec<Rule>,
     calls: Vec<(Call, String)>,
+    /// What is not there is denied.
+    hide_absent: bool,
     /// State of the generator, and one fault in so many calls.
     seeded: Option<(u64, u64)>,
 }
@@ -100,6 +102,11 @@ impl FaultyStore {
     /// One of `one_in` gets and creates meets a fault that passes, drawn from `seed`.
     pub fn seeded(&self, seed: u64, one_in: u64) {
         self.with(|state| state.seeded = Some((seed, one_in.max(1))));
+    }
+
+    /// From now on, a get of what is not there is denied, as S3 does for those who may not list.
+    pub fn hide_absent(&self) {
+        self.with(|state| state.hide_absent = true);
     }
 
     /// Faults no more.
@@ -204,6 +211,10 @@ impl FaultyStore {
                 self.inner.get_opts(key, options).await
             }
         }
+        .map_err(|error| match error {
+            Error::NotFound { .. } if self.with(|state| state.hide_absent) => answer(403, key),
+            error => error,
+        })
     }
 }
 
