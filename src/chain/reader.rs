@@ -171,13 +171,13 @@ impl ChainReader {
     /// The number of the newest entry; 0 while there is none. `hint` is an entry that was there before, or 0.
     pub async fn end(&self, hint: EntryNumber) -> Result<EntryNumber, ChainError> {
         let mut there = hint.0;
-        if there > 0 && self.look(hint).await?.is_none() {
+        if there > 0 && !self.reaches(hint).await? {
             there = 0;
         }
         let mut step = 1;
         let mut absent = loop {
             let number = there.saturating_add(step);
-            if self.look(EntryNumber(number)).await?.is_none() {
+            if !self.reaches(EntryNumber(number)).await? {
                 break number;
             }
             there = number;
@@ -185,12 +185,30 @@ impl ChainReader {
         };
         while absent - there > 1 {
             let middle = there + (absent - there) / 2;
-            match self.look(EntryNumber(middle)).await? {
-                Some(_) => there = middle,
-                None => absent = middle,
+            if self.reaches(EntryNumber(middle)).await? {
+                there = middle;
+            } else {
+                absent = middle;
             }
         }
+        // What comes behind the last entry without a gap is noise, or has just been published.
+        while self.look(EntryNumber(there + 1)).await?.is_some() {
+            there += 1;
+        }
         Ok(EntryNumber(there))
+    }
+
+    /// Whether there is an entry of this number or a later one. Entries are dense but for noise that took a number;
+    /// noise beyond the end (who may put objects can put it anywhere) proves nothing.
+    async fn reaches(&self, number: EntryNumber) -> Result<bool, ChainError> {
+        let mut number = number;
+        loop {
+            match self.look(number).await? {
+                Some(Found::Entry { .. } | Found::Unreadable { .. }) => return Ok(true),
+                Some(Found::Noise { .. }) if number.0 < u64::MAX => number = number.next(),
+                _ => return Ok(false),
+            }
+        }
     }
 
     /// The entry of this number. Its MAC, its number and its volume were checked.

@@ -369,7 +369,7 @@ async fn a_lost_attempt_that_lost_its_number_never_appears() {
 async fn what_was_dropped_half_way_is_settled_first() {
     let world = World::new();
     let mut writer = world.open(A).await;
-    world.store.every(Call::Create, "chain", Fault::Delay(Duration::from_millis(50)));
+    world.store.every(Call::Create, "chain", Fault::BlackHole);
     let proposal = point(&writer, 10);
     assert!(tokio::time::timeout(Duration::from_millis(5), writer.publish(proposal)).await.is_err());
     world.store.heal();
@@ -486,12 +486,19 @@ async fn a_late_put_of_a_crashed_predecessor_does_not_fence_the_opening() {
     let world = World::new();
     let mut crashed = world.open(A).await;
     publish(&mut crashed, 10).await;
-    world.store.every(Call::Create, "chain/", Fault::LateWrite(Duration::from_millis(50)));
+    world.store.every(Call::Create, "chain/", Fault::BlackHole);
     refused(&mut crashed, 11).await;
     world.store.heal();
-    // The opening's first put meets it: the answer comes only when the late write has landed.
-    world.store.once(Call::Create, "chain/", Fault::Delay(Duration::from_millis(90)));
-    let mut next = world.open(A).await;
+    // It lands when the opening has read the chain and put its entry, which takes longer.
+    world.store.once(Call::Create, "chain/", Fault::Delay(Duration::from_millis(60)));
+    let seen = world.store.calls(Call::Create).len();
+    let late = async {
+        while world.store.calls(Call::Create).len() == seen {
+            tokio::task::yield_now().await;
+        }
+        world.put(crashed.volume(), 3, crashed.bytes_under_way().unwrap()).await;
+    };
+    let (mut next, ()) = tokio::join!(world.open(A), late);
     assert_eq!((next.generation(), next.newest().number), (Generation(2), EntryNumber(4)));
     assert_eq!(next.newest().sequence, Sequence(11));
     publish(&mut next, 12).await;
@@ -656,6 +663,22 @@ async fn the_end_is_found_from_any_hint() {
         }
         publish(&mut writer, end).await;
     }
+}
+
+#[tokio::test]
+async fn noise_beyond_the_end_does_not_move_it() {
+    let world = World::new();
+    let mut writer = world.open(A).await;
+    for number in [3, 4, 7, 15, 31, 32, 63] {
+        world.put(writer.volume(), number, "noise").await;
+    }
+    for (published, end) in [(2, 4), (5, 5), (6, 7), (8, 8)] {
+        assert_eq!(publish(&mut writer, published).await.entry.number, EntryNumber(published));
+        for hint in [0, 1, 3, 6, 15] {
+            assert_eq!(world.reader().await.end(EntryNumber(hint)).await.unwrap(), EntryNumber(end), "hint {hint}");
+        }
+    }
+    assert_eq!(world.open(A).await.newest().number, EntryNumber(9));
 }
 
 #[tokio::test]

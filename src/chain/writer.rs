@@ -329,6 +329,10 @@ impl ChainWriter {
         });
         Self { reader: self.reader.clone(), newest: self.newest.clone(), pending, ..*self }
     }
+
+    pub(super) fn bytes_under_way(&self) -> Option<Bytes> {
+        self.pending.as_ref().map(|attempt| attempt.bytes.clone())
+    }
 }
 
 impl std::fmt::Debug for ChainWriter {

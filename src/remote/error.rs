@@ -56,7 +56,8 @@ pub enum RemoteError {
     /// Fewer or other bytes than were asked for.
     #[error("{operation} {key}: expected {expected} bytes, got {got}, or those of another range")]
     Corrupt { operation: Operation, key: String, expected: u64, got: u64 },
-    #[error("{operation} {key}: {length} bytes, more than the {limit} that are read at once")]
+    /// A body's bytes, or a listing's names.
+    #[error("{operation} {key}: {length}, more than the {limit} that are read at once")]
     TooLarge { operation: Operation, key: String, length: u64, limit: u64 },
     /// The store will not do it however often it is asked: wrong bucket, wrong region, malformed request.
     #[error("{operation} {key}: the store refuses")]

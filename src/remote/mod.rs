@@ -118,6 +118,8 @@ impl Remote {
         self.until_done(Operation::Put, key, || self.put_once(key, body.clone())).await
     }
 
+    /// Whether the object is there. The answer has no body, so that a bucket that is missing cannot be told from an
+    /// object that is; [`Remote::get`] can.
     pub async fn exists(&self, key: &str) -> Result<bool, RemoteError> {
         match self.until_done(Operation::Head, key, || self.head_once(key)).await {
             Ok(()) => Ok(true),
