@@ -30,7 +30,7 @@ pub mod disk;
 pub mod format;
 pub mod remote;
 
+pub mod chain;
 pub mod nbd;
 
 pub mod config;
-pub mod chain;

@@ -4,14 +4,24 @@
 //! or overwritten, so whether a number exists never goes back from yes to no: the end is found by galloping and
 //! binary search, and of two writers who try one number one learns that it lost. That is the fence (DESIGN §5).
 //!
-//! Owns: what follows what, who may write, which entry is meant by a time. Does not own: packs and runs, what a point
-//! should contain, when to publish.
+//! Owns: what follows what, who may write, which entry is meant by a time ([`reader`], [`opening`], [`writer`]); what an
+//! entry shows ([`resolve`], [`fetch`], [`differs`]), and how its lists stay short ([`merge`]). Does not own: what a
+//! point should contain, when to publish.
 //! Crash: an entry whose put was not answered may stand in the chain or come to stand there; the next opening reads
 //! it like any other.
 
+mod cache;
 pub mod conflict;
+pub mod differs;
+pub mod fetch;
+mod gaps;
+pub mod merge;
+#[cfg(test)]
+mod model;
 pub mod opening;
 pub mod reader;
+pub mod resolve;
+mod source;
 #[cfg(test)]
 mod tests;
 pub mod writer;

@@ -136,14 +136,21 @@ pub fn decode_table(bytes: &[u8]) -> Result<Vec<ObjectRef>> {
     let mut input = Reader::new(Part::RunTable, bytes);
     let mut packs = Vec::with_capacity(bytes.len() / TABLE_ENTRY as usize);
     while !input.is_empty() {
-        packs.push(ObjectRef {
-            generation: Generation(input.u32()?),
-            number: input.u64()?,
-            length: input.u64()?,
-            hash: ObjectHash(input.array()?),
-        });
+        packs.push(decode_pack(&mut input)?);
     }
     Ok(packs)
+}
+
+/// One pack of a table, without decoding the rest.
+pub fn pack_of_table(bytes: &[u8], number: u32) -> Result<ObjectRef> {
+    let mut input = Reader::new(Part::RunTable, bytes);
+    input.take(u64::from(number) * TABLE_ENTRY)?;
+    decode_pack(&mut input)
+}
+
+fn decode_pack(input: &mut Reader<'_>) -> Result<ObjectRef> {
+    let (generation, number, length) = (Generation(input.u32()?), input.u64()?, input.u64()?);
+    Ok(ObjectRef { generation, number, length, hash: ObjectHash(input.array()?) })
 }
 
 /// Makes a run out of records in order. Holds the object and the table of its packs.
