@@ -1,6 +1,6 @@
 //! The NBD protocol, both ways (NetworkBlockDevice/nbd, doc/proto.md; "proto.md" in what follows).
 //!
-//! Owns: the bytes of the protocol ([`wire`]), the server's side of it ([`negotiation`], [`session`], [`Server`]),
+//! Owns: the bytes of the protocol ([`wire`]), the server's side of it (`negotiation`, `session`, [`Server`]),
 //! and a remote export as a [`Disk`](crate::disk::Disk) ([`NbdDisk`]). Knows nothing but that trait: what a client
 //! is told and what it may do follows from the disk's geometry alone, so that a layer above or beneath goes unseen.
 //!

@@ -1,7 +1,7 @@
 //! The server's side of fixed newstyle negotiation (proto.md, "Newstyle negotiation"): which export, and how.
 //!
-//! Owns: options, their replies and their limits. Leaves to [`server`](super::server) the time that it may take, and
-//! to [`session`](super::session) what follows. Nothing is read beyond the last option, so the stream goes on as it is.
+//! Owns: options, their replies and their limits. Leaves to `server` the time that it may take, and
+//! to `session` what follows. Nothing is read beyond the last option, so the stream goes on as it is.
 
 use std::io;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The server: addresses that it listens on, and the connections that come in.
 //!
 //! Owns: listening, how many connections there are and how long a handshake may take, and an orderly stop. Leaves to
-//! [`negotiation`](super::negotiation) and [`session`](super::session) what is said. A connection that fails is
+//! `negotiation` and `session` what is said. A connection that fails is
 //! logged and closed; nothing that one client does ends another's connection.
 
 use std::fmt;
@@ -22,7 +22,7 @@ use tracing::Instrument;
 
 use super::export::{Export, Exports, NameTaken};
 use super::negotiation::negotiate;
-use super::session;
+use super::session::{self, SessionError};
 use super::stream::Stream;
 use super::wire::DEFAULT_PORT;
 
@@ -114,7 +114,7 @@ impl Server {
     }
 
     /// Serves until `stop` becomes true (or has no sender any more); then accepts and takes nothing new, answers what
-    /// is in flight (for at most [`STOP_MAX`]), and closes.
+    /// is in flight (for at most 20 s), and closes.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let Self { listeners, exports } = self;
         let mut connections = JoinSet::new();
@@ -184,7 +184,9 @@ async fn serve(mut stream: Stream, exports: Exports, mut stop: watch::Receiver<b
     tracing::info!(export = export.name, "connected");
     match session::serve(stream, agreed, stop).await {
         Ok(end) => tracing::info!(export = export.name, ?end, "disconnected"),
-        Err(error) => tracing::warn!(export = export.name, error = %Chain(&error), "the connection was dropped"),
+        Err(SessionError::StoreLost) => tracing::warn!(export = export.name, "disconnected: the disk lost its store"),
+        // The client's fault, or its network's.
+        Err(error) => tracing::info!(export = export.name, error = %Chain(&error), "the connection was dropped"),
     }
 }
 

@@ -4,9 +4,8 @@
 //! the alignment to the server's minimum block size, and every retry: what was in flight when a connection broke is
 //! answered as [`Lost`](DiskError::Lost), for the old server may still do it.
 //!
-//! All connections live and die together. After one is lost, requests wait for the next ones, at most
-//! [`RECONNECT_MAX`]; then they are refused, having never been issued, until the server is back.
-//! [`Disk::incarnation`] has risen by then.
+//! All connections live and die together. After one is lost, requests wait for the next ones, for at most 30 s; then
+//! they are refused, having never been issued, until the server is back. [`Disk::incarnation`] has risen by then.
 //!
 //! Several connections are used only if the server says that a flush on one covers all.
 
@@ -36,6 +35,8 @@ use crate::units::GIB;
 
 /// Connections to a server that allows several: as many as `nbdcopy` uses.
 const CONNECTIONS: usize = 4;
+/// After the first one succeeded: a server that is full leaves the others without an answer.
+const FURTHER_CONNECTION_MAX: Duration = Duration::from_secs(1);
 /// How long requests wait for a lost server to come back.
 const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// Pauses between attempts to reconnect: doubled from the first to the last.
@@ -77,6 +78,8 @@ struct Shared {
     uri: Uri,
     geometry: Geometry,
     has_context: bool,
+    /// How long requests wait for a lost server.
+    patience: Duration,
     incarnation: AtomicU64,
     phase: Mutex<Phase>,
     /// The disk was dropped.
@@ -97,6 +100,10 @@ enum Phase {
 impl NbdDisk {
     /// Connects, once: whoever wants to wait for a server asks again.
     pub async fn open(uri: &str) -> Result<Self, OpenError> {
+        Self::open_with(uri, RECONNECT_MAX).await
+    }
+
+    async fn open_with(uri: &str, patience: Duration) -> Result<Self, OpenError> {
         let uri: Uri = uri.parse()?;
         let connections =
             connect_all(&uri).await.map_err(|source| OpenError::Handshake { uri: uri.clone(), source })?;
@@ -105,6 +112,7 @@ impl NbdDisk {
             uri,
             geometry: terms.geometry,
             has_context: terms.context.is_some(),
+            patience,
             incarnation: AtomicU64::new(0),
             phase: Mutex::new(Phase::Waiting(Vec::new())),
             dropped: Notify::new(),
@@ -117,7 +125,6 @@ impl NbdDisk {
 
 impl Drop for NbdDisk {
     fn drop(&mut self) {
-        *self.shared.phase() = Phase::Away;
         self.shared.dropped.notify_one();
     }
 }
@@ -128,8 +135,9 @@ type Links = JoinSet<Result<(), LinkError>>;
 async fn keep(shared: Arc<Shared>, mut links: Links) {
     loop {
         let ended = tokio::select! {
+            biased;
             _ = shared.dropped.notified() => {
-                // The disk may have been dropped while these links were made.
+                // Without senders the links end when the last job is answered.
                 *shared.phase() = Phase::Away;
                 let left = timeout(LEAVE_MAX, async { while links.join_next().await.is_some() {} }).await;
                 if left.is_err() {
@@ -149,7 +157,7 @@ async fn keep(shared: Arc<Shared>, mut links: Links) {
             _ => tracing::warn!(%uri, "connection lost; reconnecting"),
         }
         let connections = tokio::select! {
-            _ = shared.dropped.notified() => return,
+            _ = shared.dropped.notified() => return shared.refuse(),
             connections = reconnect(&shared) => connections,
         };
         if let Err(changed) = compare(&shared.geometry, &connections.terms.geometry) {
@@ -163,7 +171,7 @@ async fn keep(shared: Arc<Shared>, mut links: Links) {
     }
 }
 
-/// Tries until it succeeds; whoever waits is refused after [`RECONNECT_MAX`].
+/// Tries until it succeeds; whoever waits is refused when patience ends.
 async fn reconnect(shared: &Shared) -> Connections {
     let attempts = async {
         let mut pause = RECONNECT_PAUSE_FIRST;
@@ -177,10 +185,10 @@ async fn reconnect(shared: &Shared) -> Connections {
         }
     };
     let mut attempts = std::pin::pin!(attempts);
-    match timeout_at(Instant::now() + RECONNECT_MAX, &mut attempts).await {
+    match timeout_at(Instant::now() + shared.patience, &mut attempts).await {
         Ok(connections) => connections,
         Err(_) => {
-            tracing::error!(uri = %shared.uri, after = ?RECONNECT_MAX, "the server is away; requests are refused");
+            tracing::error!(uri = %shared.uri, after = ?shared.patience, "the server is away; requests are refused");
             shared.refuse();
             attempts.await
         }
@@ -199,10 +207,10 @@ async fn connect_all(uri: &Uri) -> Result<Connections, HandshakeError> {
     let (stream, terms) = connect(uri).await?;
     let mut streams = vec![(stream, dialect(terms))];
     while terms.geometry.abilities.multi_conn && streams.len() < CONNECTIONS {
-        match connect(uri).await {
-            Ok((stream, other)) if other.geometry == terms.geometry => streams.push((stream, dialect(other))),
+        match timeout(FURTHER_CONNECTION_MAX, connect(uri)).await {
+            Ok(Ok((stream, other))) if other.geometry == terms.geometry => streams.push((stream, dialect(other))),
             // A server may limit the number of connections, or be just changing; fewer do as well.
-            Ok(_) | Err(_) => break,
+            _ => break,
         }
     }
     Ok(Connections { streams, terms })

@@ -178,6 +178,21 @@ async fn what_was_in_flight_at_a_disconnect_is_lost_and_what_comes_later_waits_f
 }
 
 #[tokio::test]
+async fn a_server_that_is_away_for_too_long_is_used_again_when_it_is_back() {
+    let (_folder, socket, uri) = place();
+    let server = serve(&socket, shared(|_| ())).await;
+    let disk = NbdDisk::open_with(&uri, Duration::from_millis(20)).await.unwrap();
+    server.kill().await;
+    // The first may find the old connection not yet closed.
+    while disk.flush().await != Err(DiskError::Refused(Errno::ESHUTDOWN)) {}
+    let _server = serve(&socket, shared(|_| ())).await;
+    while disk.flush().await.is_err() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(disk.incarnation(), 1);
+}
+
+#[tokio::test]
 async fn another_disk_that_comes_back_is_refused() {
     let smaller = |ram: &mut Ram| ram.geometry.size -= 512;
     let less_able = |ram: &mut Ram| ram.geometry.abilities.fua = false;
