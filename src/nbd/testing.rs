@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use super::export::{Export, Exports};
 use super::negotiation::{NegotiationError, negotiate};
@@ -19,7 +21,7 @@ pub const SIZE: u64 = 1 << 20;
 pub struct Ram {
     pub geometry: Geometry,
     pub bytes: Mutex<Vec<u8>>,
-    /// Every operation but the first, when it began, waits for a permit; none where nothing waits.
+    /// Every operation waits for a permit of it; none where nothing waits.
     pub gate: Option<Arc<Semaphore>>,
     pub failure: Mutex<Option<DiskError>>,
     pub begun: AtomicUsize,
@@ -234,4 +236,14 @@ impl Client {
         let _ = self.0.read_to_end(&mut rest).await;
         rest
     }
+}
+
+/// Waits for what other tasks do; a test that waits in vain fails.
+pub async fn until(condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), waiting).await.expect("waited in vain");
 }

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::negotiation::NegotiationError;
 use super::session::{End, SessionError};
-use super::testing::{Client, Outcome, Ram, SIZE, Serving, able, exports, serve};
+use super::testing::{Client, Outcome, Ram, SIZE, Serving, able, exports, serve, until};
 use super::wire::command::*;
 use super::wire::{self, ContextQuery, ExportFlags, InfoQuery, NbdError, chunk, info, option, reply};
 use crate::disk::{Abilities, Disk, DiskError, Errno};
@@ -372,9 +372,7 @@ async fn requests_are_answered_as_they_finish_and_all_before_a_disconnect() {
         client.0.write_all(&[0xaa; 512]).await.unwrap();
     }
     client.send(DISC, 0, 0, 0, 0).await;
-    while disk.begun.load(Ordering::SeqCst) < 100 {
-        tokio::task::yield_now().await;
-    }
+    until(|| disk.begun.load(Ordering::SeqCst) >= 100).await;
     gate.add_permits(100);
     let mut cookies = Vec::new();
     for _ in 0..100 {
@@ -397,9 +395,7 @@ async fn what_was_begun_is_completed_when_the_client_is_gone() {
         for cookie in 0..10 {
             client.send(FLUSH, 0, cookie, 0, 0).await;
         }
-        while disk.begun.load(Ordering::SeqCst) < 10 {
-            tokio::task::yield_now().await;
-        }
+        until(|| disk.begun.load(Ordering::SeqCst) >= 10).await;
         if aborted {
             serving.task.abort();
         } else {
@@ -408,9 +404,7 @@ async fn what_was_begun_is_completed_when_the_client_is_gone() {
         let _ = serving.task.await;
         assert_eq!(disk.completed.load(Ordering::SeqCst), 0);
         gate.add_permits(10);
-        while disk.completed.load(Ordering::SeqCst) < 10 {
-            tokio::task::yield_now().await;
-        }
+        until(|| disk.completed.load(Ordering::SeqCst) >= 10).await;
     }
 }
 
@@ -421,9 +415,7 @@ async fn a_stop_takes_nothing_new_and_answers_what_is_in_flight() {
     let (mut client, serving) = one(disk.clone());
     client.open(false).await;
     client.send(FLUSH, 0, 1, 0, 0).await;
-    while disk.begun.load(Ordering::SeqCst) < 1 {
-        tokio::task::yield_now().await;
-    }
+    until(|| disk.begun.load(Ordering::SeqCst) >= 1).await;
     serving.stop.send(true).unwrap();
     client.send(FLUSH, 0, 2, 0, 0).await;
     gate.add_permits(2);

@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::nbd::testing::{Ram, SIZE, able};
+use crate::nbd::testing::{Ram, SIZE, able, until};
 use crate::nbd::wire::{self, Chunk, ExportFlags, OptionHeader, OptionReply, Request, SimpleReply};
 use crate::nbd::wire::{chunk, info, option, reply};
 use crate::nbd::{Address, Export, Server};
@@ -47,12 +47,6 @@ fn shared(change: impl FnOnce(&mut Ram)) -> Arc<Ram> {
     let mut ram = Ram::new();
     change(&mut ram);
     Arc::new(ram)
-}
-
-async fn until(condition: impl Fn() -> bool) {
-    while !condition() {
-        sleep(Duration::from_millis(1)).await;
-    }
 }
 
 #[tokio::test]
