@@ -86,10 +86,10 @@ pub async fn merge(
     let mut run = RunBuilder::new(keys, generation, number);
     let mut from = 0;
     while from < BLOCKS_MAX {
-        let to = layers.stretch(&heads, from, BLOCKS_MAX);
+        let to = layers.stretch(heads, from, BLOCKS_MAX);
         let mut gaps = Gaps::default();
         gaps.add(Block(from), to - from, Mask::FULL);
-        let pieces = layers.sweep(&heads, gaps, from, to).await?;
+        let pieces = layers.sweep(heads, gaps, from, to).await?;
         append(&layers, &mut run, pieces).map_err(ResolveError::Build)?;
         // Pages that were at hand took no wait: let others have their turn.
         tokio::task::yield_now().await;

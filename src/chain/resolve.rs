@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::OnceCell;
 
 use super::gaps::Gaps;
-pub use super::source::{CACHE_MAX, ResolveError};
+pub use super::source::ResolveError;
 use super::source::{Loaded, Named, Page, Result, Source, What};
 use crate::format::entry::Entry;
 use crate::format::index::Kind;
@@ -110,12 +111,12 @@ impl Resolver {
         let layers = &self.0.layers;
         let blocks = self.0.size.div_ceil(BLOCK);
         let end = first.0.saturating_add(count).min(blocks);
-        let heads = if first.0 < end { layers.heads().await? } else { Vec::new() };
+        let heads = if first.0 < end { layers.heads().await? } else { &[] };
         let mut fragments = Vec::new();
         let mut from = first.0;
         while from < end {
-            let to = layers.stretch(&heads, from, end);
-            let pieces = layers.sweep(&heads, self.gaps(from, to), from, to).await?;
+            let to = layers.stretch(heads, from, end);
+            let pieces = layers.sweep(heads, self.gaps(from, to), from, to).await?;
             fragments.extend(layers.locate(pieces).await?);
             from = to;
         }
@@ -186,6 +187,8 @@ pub(super) enum Found {
 pub(super) struct Layers {
     pub source: Source,
     layers: Vec<Layer>,
+    /// Of each layer, once they were read: every answer needs all of them.
+    heads: OnceCell<Vec<Arc<Loaded>>>,
     packs: Mutex<Packs>,
 }
 
@@ -204,7 +207,7 @@ struct Packs {
 
 impl Layers {
     pub(super) fn new(source: Source) -> Self {
-        Self { source, layers: Vec::new(), packs: Mutex::default() }
+        Self { source, layers: Vec::new(), heads: OnceCell::new(), packs: Mutex::default() }
     }
 
     pub(super) fn push(&mut self, kind: Kind, object: ObjectRef, newest: u8) {
@@ -223,8 +226,9 @@ impl Layers {
         self.packs.lock().unwrap_or_else(PoisonError::into_inner).objects[id.0 as usize]
     }
 
-    pub(super) async fn heads(&self) -> Result<Vec<Arc<Loaded>>> {
-        try_join_all(self.layers.iter().map(|layer| self.source.head(layer.kind, &layer.object))).await
+    pub(super) async fn heads(&self) -> Result<&[Arc<Loaded>]> {
+        let read = || try_join_all(self.layers.iter().map(|layer| self.source.head(layer.kind, &layer.object)));
+        Ok(self.heads.get_or_try_init(read).await?)
     }
 
     /// The end of the longest stretch from `from`, at most `to`, whose pages may be in memory together.

@@ -18,10 +18,12 @@ use crate::format::{FormatError, Keys, ObjectRef, PackContent, PackRecord, RunRe
 use crate::remote::{Remote, RemoteError};
 use crate::units::{Block, KIB, MIB, Mask};
 
-/// Memory for verified heads and pages; about 500 pages, or the heads of 1,000 small packs.
-pub const CACHE_MAX: usize = 64 * MIB as usize;
+/// Memory for verified heads and pages, bytes; about 700 pages.
+const CACHE_MAX: usize = 64 * MIB as usize;
 /// GETs under way at a time: enough to hide a round trip of 100 ms behind pages of 16 KiB on a fast line.
 const GETS_MAX: usize = 16;
+/// An object up to this length is kept whole with its head, data and all: an idle volume's packs are of this kind.
+const WHOLE_MAX: u64 = 16 * KIB;
 /// Pages that follow each other are read together up to this many bytes.
 const PAGES_AT_ONCE: u64 = 256 * KIB;
 
@@ -117,7 +119,7 @@ impl From<RunRecord> for Named {
     }
 }
 
-/// A head, and the end of the object that was read to get it: often all of the pages too.
+/// A head, and what came with it when it was read: the last pages, or all of a small object.
 pub(super) struct Loaded {
     pub object: ObjectRef,
     pub kind: Kind,
@@ -139,7 +141,8 @@ impl Loaded {
     /// Bytes of the object, if they were read together with the head.
     fn in_tail(&self, range: Range<u64>) -> Option<Bytes> {
         let from = range.start.checked_sub(self.tail_at)?;
-        Some(self.tail.slice(from as usize..(range.end - self.tail_at) as usize))
+        let to = range.end.checked_sub(self.tail_at).filter(|to| *to <= self.tail.len() as u64)?;
+        Some(self.tail.slice(from as usize..to as usize))
     }
 
     /// Memory that the records of page `number` take, bytes.
@@ -240,6 +243,14 @@ impl Source {
                 let decode = |bytes: Bytes| Head::decode(&self.keys, footer, &bytes);
                 self.checked(kind, object, footer.head_range(), decode).await?
             }
+        };
+        let (tail, tail_at) = if object.length <= WHOLE_MAX {
+            (tail, tail_at)
+        } else {
+            // Only pages are of use later; a copy lets go of the rest.
+            let from = footer.pages_at.max(tail_at);
+            let to = footer.table_at.max(from);
+            (Bytes::copy_from_slice(&tail[(from - tail_at) as usize..(to - tail_at) as usize]), from)
         };
         let weight = head.weight() + tail.len();
         let loaded = Arc::new(Loaded { object: *object, kind, head, tail, tail_at });
