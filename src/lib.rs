@@ -34,3 +34,6 @@ pub mod chain;
 pub mod nbd;
 
 pub mod config;
+pub mod restore;
+
+pub mod cli;

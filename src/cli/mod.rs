@@ -1,0 +1,227 @@
+//! The command line: what may be asked for, and what a person is told.
+//!
+//! Owns: names and forms of commands and options, exit codes, messages, progress bars. Does not own: anything that a
+//! command does.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+pub mod failure;
+pub mod output;
+pub mod place;
+pub mod points;
+pub mod restore;
+pub mod source;
+pub mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
+
+use self::failure::Failure;
+use self::output::LogFormat;
+use self::place::Place;
+use self::source::{PointArgs, SourceArgs};
+use crate::format::names::VolumeName;
+
+/// Shadow a volume to object storage, and get it back.
+#[derive(Debug, Parser)]
+#[command(name = "umbra", version, arg_required_else_help = true)]
+struct Cli {
+    /// How the log on standard error looks; without it, text on a terminal and json elsewhere.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    log: Option<LogFormat>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway until SIGINT or SIGTERM.
+    Serve(ServeArgs),
+    /// Say what is wrong with a configuration, its stores and its remote; changes nothing.
+    Check(CheckArgs),
+    /// Show how the volumes of a running gateway are.
+    Status(StatusArgs),
+    /// List the recovery points in a bucket.
+    Points(PointsArgs),
+    /// Rebuild a volume from a recovery point.
+    Restore(RestoreArgs),
+    /// Read and check all objects of a recovery point, and compare it with a store.
+    Verify(VerifyArgs),
+    /// Shadow, lose and restore a small volume in a folder, in front of your eyes.
+    Demo(DemoArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// The configuration file (TOML).
+    pub config: PathBuf,
+    /// Compare every store with its newest point in full, even after a clean stop.
+    #[arg(long)]
+    pub compare: bool,
+    /// Shadow stores other than those that the chains were made from, under the names that exist.
+    #[arg(long)]
+    pub adopt: bool,
+    /// Become the writer although another gateway was seen alive a short while ago; it is fenced.
+    #[arg(long)]
+    pub take_over: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// The configuration file (TOML).
+    pub config: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// The configuration file of the gateway (TOML).
+    pub config: PathBuf,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Refresh until interrupted.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PointsArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// Only this volume; without it, all of them.
+    #[arg(long, value_name = "NAME", value_parser = source::parse_volume)]
+    pub volume: Option<VolumeName>,
+    /// Show entries that cannot be restored as well (opens, drafts, checkpoints …).
+    #[arg(long)]
+    pub all: bool,
+    /// JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub point: PointArgs,
+    /// Where to: a file (made if absent), a block device, nbd://HOST:PORT/EXPORT or
+    /// nbd+unix:///EXPORT?socket=PATH.
+    #[arg(long, value_name = "TARGET", value_parser = Place::parse)]
+    pub to: Place,
+    /// Replace what the target holds.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print a summary as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub point: PointArgs,
+    /// Compare the point with a store as well: a file, a block device or an NBD URI.
+    #[arg(long, value_name = "STORE", value_parser = Place::parse)]
+    pub against: Option<Place>,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// Size of the volume.
+    #[arg(long, default_value = "1GiB", value_parser = parse_size)]
+    pub size: u64,
+    /// Where to work; without it, in a new folder of the system's place for temporary files.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
+}
+
+/// Runs the command that the process was started with.
+pub fn run() -> ExitCode {
+    // Wrong usage ends here, with clap's own message and exit code 2.
+    let cli = Cli::parse();
+    let level = match cli.command {
+        Command::Serve(_) => LevelFilter::INFO,
+        _ => LevelFilter::WARN,
+    };
+    output::start_log(cli.log, level);
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::announce(&failure.to_string());
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Points(args) => block_on(points::run(args)),
+        Command::Restore(args) => block_on(restore::run(args)),
+        Command::Verify(args) => block_on(verify::run(args)),
+        gateway @ (Command::Serve(_) | Command::Check(_) | Command::Status(_) | Command::Demo(_)) => {
+            let _ = gateway;
+            Err(Failure::new("run", "the gateway").why("this build has none"))
+        }
+    }
+}
+
+/// Runs a command of the kind that needs no gateway.
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("start", "the runtime").because(&error))?
+        .block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_forms_are_wrong_usage() {
+        let restore = ["umbra", "restore", "--remote", "file:r", "--volume", "v"];
+        let with = |more: &[&str]| Cli::try_parse_from(restore.iter().chain(more));
+        assert!(with(&["--to", "disk.img"]).is_ok());
+        assert!(with(&["--to", "disk.img", "--at", "latest"]).is_ok());
+        assert!(with(&["--to", "disk.img", "--at", "812"]).is_ok());
+        assert!(with(&["--to", "disk.img", "--at", "2026-11-22T17:41:03+01:00"]).is_ok());
+        for wrong in [
+            &["--to", "disk.img", "--at", "yesterday"][..],
+            &["--to", "disk.img", "--at", "0"],
+            &["--to", "http://host/disk"],
+            &["--to", ""],
+            &["--to", "disk.img", "--remote-option", "novalue"],
+            &[],
+        ] {
+            let error = with(wrong).expect_err("taken although it is wrong");
+            assert_eq!(error.exit_code(), 2, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_log_format_may_stand_behind_the_command() {
+        let cli = Cli::try_parse_from(["umbra", "serve", "umbra.toml", "--log", "json"]).unwrap();
+        assert_eq!(cli.log, Some(LogFormat::Json));
+    }
+}

@@ -1,0 +1,139 @@
+//! `umbra points`: what a bucket holds, from the bucket alone.
+
+use serde::Serialize;
+
+use super::PointsArgs;
+use super::failure::Failure;
+use super::output;
+use super::source::chain_failure;
+use crate::chain::{ChainError, ChainReader, is_offered, volumes};
+use crate::format::entry::{Entry, EntryKind};
+use crate::format::names::VolumeName;
+use crate::remote::Remote;
+use crate::units::{EntryNumber, Generation, Sequence, Timestamp, human_bytes};
+
+/// Entries that are in memory besides the rows.
+const BATCH: u64 = 1024;
+
+#[derive(Serialize)]
+struct Listing {
+    volume: String,
+    points: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    number: EntryNumber,
+    time: Timestamp,
+    kind: &'static str,
+    sequence: Sequence,
+    generation: Generation,
+    /// Bytes of the objects that the entry added.
+    new_bytes: u64,
+    /// Of the volume, bytes.
+    size: u64,
+}
+
+pub async fn run(args: PointsArgs) -> Result<(), Failure> {
+    let remote = args.source.open()?;
+    match &args.volume {
+        Some(name) => {
+            let listing = list(&remote, name, args.all).await?;
+            if args.json { output::print_json(&listing) } else { output::print(&listing.table()) }
+        }
+        None => {
+            let names = volumes(&remote)
+                .await
+                .map_err(|error| chain_failure("list the volumes in", &remote.to_string(), &error))?;
+            let mut listings = Vec::with_capacity(names.len());
+            for name in &names {
+                listings.push(list(&remote, name, args.all).await?);
+            }
+            if args.json {
+                return output::print_json(&listings);
+            }
+            if listings.is_empty() {
+                output::announce(&format!("{remote} holds no volume"));
+            }
+            let titled = listings.iter().map(|listing| format!("{}\n{}", listing.volume, listing.table()));
+            output::print(&titled.collect::<Vec<_>>().join("\n"))
+        }
+    }
+}
+
+async fn list(remote: &Remote, name: &VolumeName, all: bool) -> Result<Listing, Failure> {
+    let points =
+        rows(remote, name, all).await.map_err(|error| chain_failure("list the points of", name.as_str(), &error))?;
+    Ok(Listing { volume: name.to_string(), points })
+}
+
+async fn rows(remote: &Remote, name: &VolumeName, all: bool) -> Result<Vec<Row>, ChainError> {
+    let chain = ChainReader::open(remote, name).await?;
+    let newest = chain.end(EntryNumber(0)).await?.0;
+    if newest > BATCH {
+        output::announce(&format!("reading {newest} entries of {name}"));
+    }
+    let mut rows = Vec::new();
+    let mut first = 1;
+    while first <= newest {
+        let last = newest.min(first + BATCH - 1);
+        let entries = chain.entries(first..=last).await?;
+        rows.extend(entries.iter().filter(|entry| all || is_offered(entry)).map(|entry| Row::of(entry)));
+        first = last + 1;
+    }
+    Ok(rows)
+}
+
+impl Row {
+    fn of(entry: &Entry) -> Self {
+        Self {
+            number: entry.number,
+            time: entry.time,
+            kind: kind_name(entry.kind),
+            sequence: entry.sequence,
+            generation: entry.generation,
+            new_bytes: entry.new_bytes,
+            size: entry.size,
+        }
+    }
+}
+
+/// A kind as the design and the configuration spell it.
+fn kind_name(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Open => "open",
+        EntryKind::Point => "point",
+        EntryKind::Draft => "draft",
+        EntryKind::Checkpoint => "checkpoint",
+        EntryKind::Reclaim => "reclaim",
+        EntryKind::Pin => "pin",
+        EntryKind::Unpin => "unpin",
+        EntryKind::RestoreBegin => "restore-begin",
+        EntryKind::RestoreEnd => "restore-end",
+        EntryKind::Untracked => "untracked",
+    }
+}
+
+impl Listing {
+    fn table(&self) -> String {
+        if self.points.is_empty() {
+            return "no recovery point yet\n".to_owned();
+        }
+        let rows = self.points.iter().map(|row| {
+            vec![
+                row.number.to_string(),
+                row.time.to_string(),
+                row.kind.to_owned(),
+                row.sequence.to_string(),
+                row.generation.to_string(),
+                human_bytes(row.new_bytes),
+                human_bytes(row.size),
+            ]
+        });
+        output::table(
+            &["NUMBER", "TIME", "KIND", "SEQUENCE", "GENERATION", "NEW", "SIZE"],
+            &[true, false, false, true, true, true, true],
+            &rows.collect::<Vec<_>>(),
+        )
+    }
+}

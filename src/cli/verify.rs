@@ -1,0 +1,206 @@
+//! `umbra verify`: whether a recovery point is sound, and whether a store equals it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::VerifyArgs;
+use super::failure::Failure;
+use super::output::{self, Meter};
+use super::place::Place;
+use super::restore::{Range, resolve_remedy, shown};
+use super::source::Point;
+use crate::chain::resolve::Resolver;
+use crate::restore::compare::{CompareError, compare};
+use crate::restore::progress::Progress;
+use crate::restore::ranges::Ranges;
+use crate::restore::verify::{Fault, Findings, verify_objects};
+use crate::units::{EntryNumber, Sequence, Timestamp, human_bytes};
+
+/// Objects with a fault that a person is shown; all are in the JSON.
+const SHOWN_MAX: usize = 20;
+
+#[derive(Serialize)]
+struct Summary<'a> {
+    volume: &'a str,
+    number: EntryNumber,
+    time: Timestamp,
+    age_seconds: u64,
+    sequence: Sequence,
+    size: u64,
+    packs: u64,
+    runs: u64,
+    records: u64,
+    bytes_checked: u64,
+    bad: Vec<Bad<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<Against>,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Bad<'a> {
+    object: &'a str,
+    why: String,
+}
+
+#[derive(Serialize)]
+struct Against {
+    store: String,
+    store_size: u64,
+    different_bytes: u64,
+    /// At most [`crate::restore::ranges::LISTED_MAX`].
+    different: Vec<Range>,
+    /// How many more there are.
+    unlisted: u64,
+}
+
+/// A store that was compared with the point.
+struct Compared<'a> {
+    store: &'a Place,
+    store_size: u64,
+    different: Ranges,
+}
+
+pub async fn run(args: VerifyArgs) -> Result<(), Failure> {
+    let on = args.point.volume.to_string();
+    let remote = args.source.open()?;
+    let point = args.point.choose(&remote).await?;
+    output::announce(&format!("verify {on}: {point}"));
+    // What is named wrongly is told before everything is read.
+    let store = match &args.against {
+        Some(place) => Some((place, place.open_store().await?)),
+        None => None,
+    };
+    let begun = Instant::now();
+    let progress = Arc::new(Progress::default());
+    let meter = Meter::start("verify", progress.clone());
+    let findings = verify_objects(&point.chain, &point.chosen.entry, &progress).await;
+    drop(meter);
+
+    let compared = match store {
+        Some((place, store)) => {
+            let (entry, slice) = (&point.chosen.entry, point.chosen.slice);
+            let broken = |error: CompareError| cannot_compare(&on, place, &error, &findings);
+            let resolver = Resolver::new(remote, point.chain.volume(), entry, slice)
+                .map_err(|error| broken(CompareError::Resolve(error)))?;
+            let progress = Arc::new(Progress::new(point.size()));
+            let _meter = Meter::start("compare", progress.clone());
+            let store_size = store.geometry().size;
+            let different = compare(&resolver, store, &progress).await.map_err(broken)?;
+            Some(Compared { store: place, store_size, different })
+        }
+        None => None,
+    };
+    if args.json {
+        output::print_json(&summary(&args, &point, &findings, compared.as_ref(), begun.elapsed().as_secs_f64()))?;
+    } else {
+        output::print(&text(&on, &point, &findings, compared.as_ref()))?;
+    }
+    verdict(&on, &findings, compared.as_ref())
+}
+
+fn summary<'a>(
+    args: &'a VerifyArgs,
+    point: &Point,
+    findings: &'a Findings,
+    compared: Option<&Compared<'_>>,
+    seconds: f64,
+) -> Summary<'a> {
+    Summary {
+        volume: args.point.volume.as_str(),
+        number: point.chosen.entry.number,
+        time: point.chosen.time,
+        age_seconds: point.age.as_secs(),
+        sequence: point.sequence(),
+        size: point.size(),
+        packs: findings.packs,
+        runs: findings.runs,
+        records: findings.records,
+        bytes_checked: findings.bytes,
+        bad: findings.bad.iter().map(|bad| Bad { object: &bad.key, why: why(&bad.fault) }).collect(),
+        against: compared.map(|compared| Against {
+            store: compared.store.to_string(),
+            store_size: compared.store_size,
+            different_bytes: compared.different.bytes(),
+            different: compared.different.listed().iter().map(Range::from).collect(),
+            unlisted: compared.different.unlisted(),
+        }),
+        seconds,
+    }
+}
+
+fn text(on: &str, point: &Point, findings: &Findings, compared: Option<&Compared<'_>>) -> String {
+    let Findings { entries: _, packs, runs, records, bytes, bad } = findings;
+    let mut text = format!(
+        "{on}: {point}: {packs} packs and {runs} runs are sound ({}, {records} records)\n",
+        human_bytes(*bytes)
+    );
+    for object in bad.iter().take(SHOWN_MAX) {
+        text += &format!("  bad: {} {}\n", object.key, why(&object.fault));
+    }
+    if bad.len() > SHOWN_MAX {
+        text += &format!("  and {} more bad objects\n", bad.len() - SHOWN_MAX);
+    }
+    if let Some(Compared { store, store_size, different }) = compared {
+        if different.is_empty() {
+            text += &format!("{store} equals the point\n");
+        } else {
+            text += &format!("{store} differs from the point in {}:\n", human_bytes(different.bytes()));
+            text += &shown(different);
+        }
+        if *store_size != point.size() {
+            text += &format!("{store} has {store_size} bytes, the volume {}\n", point.size());
+        }
+    }
+    text
+}
+
+fn verdict(on: &str, findings: &Findings, compared: Option<&Compared<'_>>) -> Result<(), Failure> {
+    if !findings.bad.is_empty() {
+        return Err(Failure::new("verify", on)
+            .why(count_bad(findings))
+            .remedy("choose another point with --at; serve with --compare publishes a new one from the local store"));
+    }
+    match compared {
+        Some(Compared { store, different, .. }) if !different.is_empty() => {
+            let why = format!("{store} differs from the point in {}", human_bytes(different.bytes()));
+            Err(Failure::new("verify", on).why(why).remedy(
+                "a store that was written after the point differs rightly; else serve with --compare brings the copy up \
+                 to date, and restore brings the store back",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn count_bad(findings: &Findings) -> String {
+    match &findings.bad[..] {
+        [one] => format!("{} {}", one.key, why(&one.fault)),
+        many => format!("{} objects are missing or damaged", many.len()),
+    }
+}
+
+fn cannot_compare(on: &str, place: &Place, error: &CompareError, findings: &Findings) -> Failure {
+    let mut failure = Failure::new("verify", format!("{on} against {place}")).because(error);
+    if !findings.bad.is_empty() {
+        failure = failure.why(count_bad(findings));
+    }
+    match error {
+        CompareError::Store(_) => failure.remedy("see that the store can be read"),
+        CompareError::Resolve(error) => failure.remedy(resolve_remedy(error)),
+        CompareError::Task(_) => failure.remedy("try again"),
+    }
+}
+
+/// A fault and its causes on one line.
+fn why(fault: &Fault) -> String {
+    let mut text = fault.to_string();
+    let mut next = std::error::Error::source(fault);
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
+}
