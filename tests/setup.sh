@@ -1,0 +1,57 @@
+#!/bin/bash
+# Installs the clients and servers that the tests drive, each only where it is absent. As root, or where sudo works.
+# What Debian has comes from apt; moto (S3) and Azurite (Azure) are put under target/test-tools.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+tools=target/test-tools
+python=/usr/bin/python3 # libnbd's bindings are Debian's, so the interpreter is too
+moto=5.2.2
+azurite=3.35.0
+
+has_command() { command -v "$1" >/dev/null; }
+has_libnbd() { [ -x "$python" ] && "$python" -c 'import nbd' 2>/dev/null; }
+has_venv() { [ -x "$python" ] && "$python" -c 'import venv, ensurepip' 2>/dev/null; }
+has_fio() { has_command fio && fio --enghelp 2>/dev/null | grep -qw nbd; }
+has_moto() { [ -x "$tools/venv/bin/moto_server" ] && "$tools/venv/bin/python" -c 'import moto.server' 2>/dev/null; }
+has_azurite() { [ -x "$tools/node_modules/.bin/azurite-blob" ]; }
+
+# Prints the Debian packages whose part is absent.
+absent() {
+    has_command nbdkit || echo nbdkit
+    { has_command nbdinfo && has_command nbdcopy; } || echo libnbd-bin
+    has_libnbd || echo python3-libnbd
+    has_fio || echo fio
+    { has_command qemu-img && has_command qemu-io; } || echo qemu-utils
+    has_command node || echo nodejs
+    has_command npm || echo npm
+    has_venv || echo python3-venv
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+mapfile -t packages < <(absent)
+if [ ${#packages[@]} -gt 0 ]; then
+    echo "installing: ${packages[*]}"
+    as_root apt-get update -q
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}"
+fi
+
+mkdir -p "$tools"
+if ! has_moto; then
+    echo "installing: moto $moto"
+    "$python" -m venv --clear "$tools/venv"
+    "$tools/venv/bin/pip" install --quiet --disable-pip-version-check "moto[server]==$moto"
+fi
+if ! has_azurite; then
+    echo "installing: azurite $azurite"
+    npm install --prefix "$tools" --no-audit --no-fund --loglevel=error "azurite@$azurite"
+fi
+
+mapfile -t packages < <(absent)
+if [ ${#packages[@]} -gt 0 ] || ! has_moto || ! has_azurite; then
+    echo "tests/setup.sh: still absent: ${packages[*]} $(has_moto || echo moto) $(has_azurite || echo azurite)" >&2
+    exit 1
+fi

@@ -1,0 +1,212 @@
+//! The gateway ends in every way, and nothing that a client was promised is lost.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
+
+use crate::cuts::assert_one_cut;
+use crate::harness::{Gateway, Load, MIB, Nbdkit, Scene, Stamper, assert_same_image};
+use crate::oracle::holds_everything_acknowledged;
+use crate::trace::{Answer, Trace};
+
+/// Part of the warnings that an unclean end brings with it.
+const UNCLEAN: &str = "unclean";
+
+#[track_caller]
+fn assert_held(scene: &Scene, trace: &Trace, round: u32) {
+    if let Err(lost) = holds_everything_acknowledged(trace, &fs::read(scene.store()).unwrap()) {
+        panic!("after kill {round} the store is wrong: {lost}");
+    }
+}
+
+#[test]
+fn ten_kills_under_load_lose_nothing_and_the_next_point_equals_the_store() {
+    let scene = Scene::new(64 * MIB);
+    let mut trace = Trace::default();
+    for round in 0..10 {
+        let mut gateway = scene.serve().allow(UNCLEAN);
+        // Every other round the load comes upon a gateway that is still comparing.
+        if round % 2 == 0 && round > 0 {
+            gateway.settle();
+            let (image, _) = scene.restored("latest");
+            assert_same_image(&image, &fs::read(scene.store()).unwrap());
+            assert_one_cut(&scene, "latest", &trace);
+        }
+        let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
+        thread::sleep(Duration::from_millis(300 + 270 * (u64::from(round) * 7 % 10)));
+        gateway.kill();
+        let run = stamper.abandoned();
+        assert!(run.answered() > 20, "the load of round {round} had no time: {}", run.answered());
+        trace.append(run);
+        assert_held(&scene, &trace, round);
+        if !scene.points().is_empty() {
+            assert_one_cut(&scene, "latest", &trace);
+        }
+    }
+    let mut gateway = scene.serve().allow(UNCLEAN);
+    gateway.settle();
+    gateway.stop();
+    assert_held(&scene, &trace, 10);
+    assert_one_cut(&scene, "latest", &trace);
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+/// Some megabytes of stamped sectors, shadowed, and a clean stop.
+fn shadow_and_stop(scene: &Scene) {
+    let mut gateway = scene.serve();
+    Stamper::start(&Load { ops: 500, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish();
+    gateway.settle();
+    gateway.stop();
+}
+
+/// Waits for a point after the start, stops, and returns the newest image.
+fn next_image(scene: &Scene, mut gateway: Gateway<'_>, is_compared: bool) -> Vec<u8> {
+    let before = scene.points().last().map_or(0, |point| point.number);
+    if is_compared {
+        gateway.wait_until("settled anew", Duration::from_secs(60), |s| s.is_settled() && s.newest() > before);
+    } else {
+        gateway.settle();
+    }
+    gateway.stop();
+    scene.restored("latest").0
+}
+
+#[test]
+fn a_clean_stop_is_resumed_without_a_compare() {
+    let scene = Scene::new(64 * MIB);
+    shadow_and_stop(&scene);
+    let mut gateway = scene.serve();
+    let status = gateway.status();
+    assert_eq!(status.state(), "shadowing", "{status:?}");
+    Stamper::start(&Load { ops: 100, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish();
+    gateway.settle();
+    gateway.stop();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn a_file_that_was_changed_behind_our_back_is_compared_in_full() {
+    let scene = Scene::new(64 * MIB);
+    shadow_and_stop(&scene);
+    let file = fs::OpenOptions::new().write(true).open(scene.store()).unwrap();
+    file.write_all_at(b"changed while nobody looked", 50 * MIB + 12345).unwrap();
+    file.sync_all().unwrap();
+    let image = next_image(&scene, scene.serve().allow("compare").allow("changed"), true);
+    assert_same_image(&image, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn a_file_that_has_grown_is_compared_in_full_and_restored_at_its_new_size() {
+    let mut scene = Scene::new(64 * MIB);
+    shadow_and_stop(&scene);
+    scene.volumes[0].create = None;
+    let file = fs::OpenOptions::new().write(true).open(scene.store()).unwrap();
+    file.set_len(80 * MIB).unwrap();
+    file.write_all_at(b"in the new part", 70 * MIB).unwrap();
+    let image = next_image(&scene, scene.serve_with(&["--adopt"]).allow("compare").allow("changed"), true);
+    assert_same_image(&image, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn serve_compare_finds_what_changed_on_a_store_that_cannot_tell() {
+    let mut scene = Scene::new(64 * MIB);
+    fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
+    let bare = Nbdkit::start(&scene.path("bare.sock"), &["file", scene.store().to_str().unwrap()]);
+    scene.volumes[0].store = bare.uri();
+    scene.volumes[0].create = None;
+    shadow_and_stop(&scene);
+    let file = fs::OpenOptions::new().write(true).open(scene.store()).unwrap();
+    file.write_all_at(b"changed while nobody looked", 50 * MIB + 12345).unwrap();
+    let image = next_image(&scene, scene.serve_with(&["--compare"]).allow("compare"), true);
+    assert_same_image(&image, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn a_remote_nbd_store_under_load_is_shadowed_in_one_cut() {
+    let mut scene = Scene::new(64 * MIB);
+    fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
+    let bare = Nbdkit::start(&scene.path("bare.sock"), &["file", scene.store().to_str().unwrap()]);
+    scene.volumes[0].store = bare.uri();
+    scene.volumes[0].create = None;
+    let mut gateway = scene.serve();
+    let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
+    gateway.wait_for_points(4);
+    let trace = stamper.stop();
+    gateway.settle();
+    gateway.stop();
+    for point in crate::cuts::sample(&scene.points(), 3) {
+        assert_one_cut(&scene, &point.number.to_string(), &trace);
+    }
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn a_stop_under_load_publishes_all_that_was_acknowledged() {
+    let scene = Scene::new(64 * MIB);
+    let mut gateway = scene.serve();
+    gateway.settle();
+    let stamper = Stamper::start(&Load { rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path(""));
+    thread::sleep(Duration::from_secs(2));
+    gateway.stop();
+    let trace = stamper.abandoned();
+    assert!(trace.answered() > 20, "the load had no time: {}", trace.answered());
+    assert_held(&scene, &trace, 0);
+    let (_, image) = assert_one_cut(&scene, "latest", &trace);
+    assert_same_image(&image, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn a_write_that_the_store_refuses_fails_for_the_client_and_never_shows() {
+    let mut scene = Scene::new(64 * MIB);
+    fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
+    let file = scene.store();
+    let faulty = ["--filter=error", "file", file.to_str().unwrap(), "error-pwrite=EIO", "error-pwrite-rate=3%"];
+    let bare = Nbdkit::start(&scene.path("bare.sock"), &faulty);
+    scene.volumes[0].store = bare.uri();
+    scene.volumes[0].create = None;
+    let mut gateway = scene.serve().allow("store").allow("volume");
+    let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
+    gateway.wait_for_points(4);
+    let trace = stamper.stop_with_errors();
+    let failed =
+        |errno| trace.operations.iter().filter(|o| matches!(o.answer, Answer::Failed(_, e) if e == errno)).count();
+    assert!(failed(libc::EIO) > 10, "only {} writes failed", failed(libc::EIO));
+    assert_eq!(trace.answered() + failed(libc::EIO), trace.operations.len());
+    gateway.settle();
+    gateway.stop();
+    for point in crate::cuts::sample(&scene.points(), 3) {
+        assert_one_cut(&scene, &point.number.to_string(), &trace);
+    }
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn a_store_that_went_away_and_came_back_is_shadowed_again() {
+    let mut scene = Scene::new(64 * MIB);
+    fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
+    let (socket, file) = (scene.path("bare.sock"), scene.store());
+    let export = ["file", file.to_str().unwrap()];
+    let bare = Nbdkit::start(&socket, &export);
+    scene.volumes[0].store = bare.uri();
+    scene.volumes[0].create = None;
+    let mut gateway = scene.serve().allow("store").allow("volume").allow("disk").allow("nbd");
+    let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
+    gateway.wait_for_points(2);
+    drop(bare);
+    let mut trace = stamper.ended_with_the_store();
+    let bare = Nbdkit::start(&socket, &export);
+    let newest = gateway.status().newest();
+    gateway.wait_until("shadowing again", Duration::from_secs(60), |s| s.is_settled() && s.newest() > newest);
+    assert_held(&scene, &trace, 0);
+    let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
+    gateway.wait_for_points(2);
+    trace.append(stamper.stop());
+    gateway.settle();
+    gateway.stop();
+    drop(bare);
+    for point in crate::cuts::sample(&scene.points(), 4) {
+        assert_one_cut(&scene, &point.number.to_string(), &trace);
+    }
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}

@@ -1,0 +1,181 @@
+//! A running `umbra serve`.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{Running, Scene};
+
+/// The store is small and local, so that more than this is a fault.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// What `umbra status --json` says of one volume.
+#[derive(Clone, Debug)]
+pub struct Status(pub Value);
+
+impl Status {
+    pub fn state(&self) -> &str {
+        self.0["state"].as_str().unwrap()
+    }
+
+    /// Number of the newest point; 0 before the first.
+    pub fn newest(&self) -> u64 {
+        self.0["newest_point"]["number"].as_u64().unwrap_or(0)
+    }
+
+    /// Everything that clients wrote is in the newest point.
+    pub fn is_settled(&self) -> bool {
+        self.state() == "shadowing" && self.newest() > 0 && self.0["lag_bytes"] == 0 && self.0["lag_writes"] == 0
+    }
+}
+
+/// Fails its test when the gateway has logged a warning or an error that the test did not announce.
+pub struct Gateway<'s> {
+    scene: &'s Scene,
+    process: Running,
+    uris: BTreeMap<String, String>,
+    allowed: Vec<&'static str>,
+    /// Added to every bound: for remotes that fail on purpose.
+    patience: Duration,
+    judged: bool,
+}
+
+impl<'s> Gateway<'s> {
+    #[track_caller]
+    pub(super) fn start(scene: &'s Scene, options: &[&str]) -> Self {
+        let config = scene.config();
+        let fixed = ["serve", config.to_str().unwrap(), "--log", "json"];
+        let mut process = Running::start(&mut scene.umbra(&[&fixed, options].concat()), Stdio::null());
+        let mut uris = BTreeMap::new();
+        for volume in &scene.volumes {
+            let uri = process.wait_for_line(&format!("`ready {} …`", volume.name), READY_LIMIT, |line| {
+                let (name, uri) = line.strip_prefix("ready ")?.split_once(' ')?;
+                (name == volume.name).then(|| uri.to_owned())
+            });
+            uris.insert(volume.name.clone(), uri);
+        }
+        Self { scene, process, uris, allowed: Vec::new(), patience: Duration::ZERO, judged: false }
+    }
+
+    /// Announces a warning or an error by a part of its line.
+    pub fn allow(mut self, part: &'static str) -> Self {
+        self.allowed.push(part);
+        self
+    }
+
+    pub fn patience(mut self, more: Duration) -> Self {
+        self.patience = more;
+        self
+    }
+
+    pub fn uri(&self) -> &str {
+        &self.uris["disk0"]
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Address and port of the first export.
+    pub fn address(&self) -> String {
+        self.uri().strip_prefix("nbd://").unwrap().split('/').next().unwrap().to_owned()
+    }
+
+    /// Everything printed so far.
+    pub fn printed(&self) -> String {
+        [self.process.stdout.all(), self.process.stderr.all()].concat().join("\n")
+    }
+
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        self.status_of("disk0")
+    }
+
+    #[track_caller]
+    pub fn status_of(&self, volume: &str) -> Status {
+        let config = self.scene.config();
+        let status = self.scene.run(&["status", config.to_str().unwrap(), "--json"]).ok().json();
+        let volumes = status["volumes"].as_array().unwrap_or_else(|| panic!("no volumes in {status}"));
+        let found = volumes.iter().find(|v| v["name"] == volume);
+        Status(found.unwrap_or_else(|| panic!("no volume {volume} in {status}")).clone())
+    }
+
+    /// Waits until disk0's status is as wanted.
+    #[track_caller]
+    pub fn wait_until(&mut self, what: &str, limit: Duration, wanted: impl Fn(&Status) -> bool) -> Status {
+        let end = Instant::now() + limit + self.patience;
+        loop {
+            assert!(self.process.is_running(), "the gateway has ended\n{}", self.process.said());
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            if Instant::now() > end {
+                panic!("not {what} within {limit:?}: {}\n{}", status.0, self.process.said());
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until all that was written is in the newest point.
+    #[track_caller]
+    pub fn settle(&mut self) -> Status {
+        self.wait_until("settled", Duration::from_secs(60), Status::is_settled)
+    }
+
+    /// Waits until `count` more points than now are published.
+    #[track_caller]
+    pub fn wait_for_points(&mut self, count: u64) -> Status {
+        let before = self.status().newest();
+        let what = format!("{count} points after {before}");
+        self.wait_until(&what, Duration::from_secs(60), |status| status.newest() >= before + count)
+    }
+
+    /// Stops it as an operator would.
+    #[track_caller]
+    pub fn stop(mut self) {
+        self.process.signal(Signal::TERM);
+        let status = self.process.wait(STOP_LIMIT + self.patience);
+        assert!(status.code() == Some(0), "after SIGTERM: {status}\n{}", self.process.said());
+        self.judge();
+    }
+
+    /// Ends it with SIGKILL.
+    #[track_caller]
+    pub fn kill(mut self) {
+        self.process.kill();
+        self.judge();
+    }
+
+    #[track_caller]
+    fn judge(&mut self) {
+        self.judged = true;
+        let unexpected: Vec<_> =
+            self.process.stderr.all().into_iter().filter(|line| self.is_unexpected(line)).collect();
+        assert!(unexpected.is_empty(), "logged without announcement:\n{}", unexpected.join("\n"));
+    }
+
+    fn is_unexpected(&self, line: &str) -> bool {
+        let quiet = match serde_json::from_str::<Value>(line) {
+            Ok(event) => !matches!(event["level"].as_str(), Some("WARN" | "ERROR")),
+            // A panic's message is no JSON; the last line of one that was killed may be cut.
+            Err(_) => line.is_empty() || line.starts_with('{'),
+        };
+        !quiet && !self.allowed.iter().any(|part| line.contains(part))
+    }
+}
+
+impl Drop for Gateway<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the gateway said\n{}", self.process.said());
+        } else if !self.judged {
+            self.judge();
+        }
+    }
+}
