@@ -77,6 +77,8 @@ pub enum OpenError {
     /// The last entry written before was written by a newer program.
     #[error("entry {number} was written by a newer version of Umbra; this one must not continue the chain")]
     Newer { number: EntryNumber, source: FormatError },
+    #[error("the chain has used up all generations; begin a new volume under another name")]
+    Exhausted,
     /// Or the store says "taken" and "absent" in turn and never settles.
     #[error("{key} and all before it were taken while opening; others open the volume over and over")]
     Contended { key: String },
@@ -112,7 +114,8 @@ impl ChainWriter {
             end = reader.end(end).await?;
             let standing = Standing::read(&reader, end).await?;
             standing.check(&reader, name, &opening, clock.now()).await?;
-            let entry = standing.open_entry(&opening, clock.now());
+            let generation = standing.next_generation().ok_or(OpenError::Exhausted)?;
+            let entry = standing.open_entry(&opening, generation, clock.now());
             let bytes: Bytes = entry.encode(reader.keys()).map_err(OpenError::Entry)?.into();
             if put_and_read(remote, &volume.entry_key(entry.number), bytes.clone()).await? == bytes {
                 let tip = Tip { number: entry.number, hash: ObjectHash::of(&bytes), time: entry.time };
@@ -269,13 +272,21 @@ impl Standing {
         Ok((open.kind == EntryKind::Open).then_some(open))
     }
 
-    /// The entry that opens the next generation, showing what the newest one shows.
-    fn open_entry(&self, opening: &Opening, now: Timestamp) -> Entry {
+    /// Tools carry the generation that they have seen, which may be an older one; a gateway's is the newest.
+    fn next_generation(&self) -> Option<Generation> {
+        match &self.gateway {
+            Some(last) => last.generation.0.checked_add(1).map(Generation),
+            None => Some(Generation(1)),
+        }
+    }
+
+    /// The entry that opens the generation, showing what the newest one shows.
+    fn open_entry(&self, opening: &Opening, generation: Generation, now: Timestamp) -> Entry {
         let content = self.content.as_deref();
         Entry {
             number: self.tip.number.next(),
             kind: EntryKind::Open,
-            generation: self.gateway.as_ref().map_or(Generation(1), |last| last.generation.next()),
+            generation,
             instance: opening.instance,
             previous: self.tip.hash,
             parent: content.map_or(EntryNumber(0), |content| content.number),

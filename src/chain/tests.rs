@@ -164,7 +164,7 @@ async fn a_new_volume_begins_with_its_first_generation() {
     let entries = world.check_chain().await;
     assert_eq!(entries.iter().map(|entry| entry.kind).collect::<Vec<_>>(), [EntryKind::Open, EntryKind::Point]);
     assert_eq!(entries[0].store.as_deref(), Some("file:disk0.img"));
-    assert_eq!(volumes(&world.remote).await.unwrap(), [world.name.clone()]);
+    assert_eq!(volumes(&world.remote).await.unwrap(), std::slice::from_ref(&world.name));
 }
 
 #[tokio::test]
@@ -284,12 +284,14 @@ async fn anything_else_fences_for_good() {
         let world = World::new();
         let mut writer = world.open(A).await;
         world.put_entry(&writer, &world.entry_after(&writer, kind, generation).await).await;
+        let puts = world.store.calls(Call::Create).len();
         for _ in 0..2 {
             let error = refused(&mut writer, 10).await;
             let by = Some((Generation(generation), B));
             let expected = conflict::Fence { number: EntryNumber(2), by };
             assert!(matches!(error, PublishError::Fenced(fence) if fence == expected), "{kind:?}: {error:?}");
         }
+        assert_eq!(world.store.calls(Call::Create).len(), puts + 1, "{kind:?}: put again after it was fenced");
         assert_eq!(world.check_chain().await.len(), 2, "{kind:?}");
     }
 }
