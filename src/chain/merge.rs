@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::gaps::Gaps;
-use super::resolve::{Found, Layers, PackId, Piece};
+use super::resolve::{Found, Layers, PackId, Piece, STRETCH_MAX};
 use super::source::{ResolveError, Result, Source};
 use crate::format::index::{BLOCKS_MAX, Kind};
 use crate::format::pack::SLICES_MAX;
 use crate::format::run::RunBuilder;
-use crate::format::{Keys, ObjectRef, RunRecord, RunSource, Void};
+use crate::format::{Keys, ObjectRef, RunRecord, RunSource, Void, codec};
 use crate::remote::Remote;
 use crate::units::{Block, Generation, Mask};
 
@@ -86,7 +86,7 @@ pub async fn merge(
     let mut run = RunBuilder::new(keys, generation, number);
     let mut from = 0;
     while from < BLOCKS_MAX {
-        let to = layers.stretch(heads, from, BLOCKS_MAX);
+        let to = layers.stretch(heads, from, BLOCKS_MAX, STRETCH_MAX);
         let mut gaps = Gaps::default();
         gaps.add(Block(from), to - from, Mask::FULL);
         let pieces = layers.sweep(heads, gaps, from, to).await?;
@@ -99,7 +99,7 @@ pub async fn merge(
 }
 
 /// Adds what was found in one stretch: per block and source one record.
-fn append(layers: &Layers, run: &mut RunBuilder, mut pieces: Vec<Piece>) -> crate::format::codec::Result<()> {
+fn append(layers: &Layers, run: &mut RunBuilder, mut pieces: Vec<Piece>) -> codec::Result<()> {
     pieces.sort_unstable_by_key(|piece| piece.first);
     let mut sources: BTreeMap<PackId, u32> = BTreeMap::new();
     for block in pieces.chunk_by(|a, b| a.first == b.first) {

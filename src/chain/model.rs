@@ -479,6 +479,25 @@ async fn a_few_blocks_of_a_huge_index_cost_a_few_pages() {
 }
 
 #[tokio::test]
+async fn a_pack_with_more_index_than_memory_is_read_through_a_run() {
+    let mut world = World::new();
+    let mut pack = PackBuilder::new(&keys(), Generation(1), world.number());
+    for block in 0..120_000u64 {
+        pack.push_data(Block(block * 2), 0, Mask::range(0, 1), &Value::Stamp(block + 1).bytes()).unwrap();
+    }
+    let pack = world.put(Kind::Pack, pack.finish()).await;
+    let mut levels = Levels::default();
+    levels[0].push(pack);
+    world.merge(&mut levels, &Step { level: 0, inputs: vec![pack] }).await;
+    let entry = entry(1, VOLUME_MAX, 0, Vec::new(), levels);
+    let resolver = Resolver::new(world.remote.clone(), VOLUME, &entry, None).unwrap();
+    let fragments = resolver.resolve(Block(0), BLOCKS_MAX).await.unwrap();
+    assert_eq!(fragments.len(), 120_000);
+    let read = resolver.read_records(&fragments[119_990..]).await.unwrap();
+    assert_eq!(read[9], Value::Stamp(120_000).bytes()[..]);
+}
+
+#[tokio::test]
 async fn what_is_missing_or_damaged_is_named() {
     let mut world = World::new();
     let packs = world.packs(&[full([1, 2], 5)], &[]).await;

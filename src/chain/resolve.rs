@@ -1,7 +1,6 @@
 //! Tells what a volume held at an entry of the chain: for any range of blocks, where each sector's content lies.
 //!
-//! Owns: which of several objects counts. Does not own: reading indexes ([`super::source`]), reading data
-//! ([`super::fetch`]).
+//! Owns: which of several objects counts. Does not own: reading indexes (`source`), reading data ([`super::fetch`]).
 //!
 //! ```text
 //! own packs of the entry, newest first; in each the slices up to the one asked for, newest first
@@ -10,8 +9,8 @@
 //! nothing: zero
 //! ```
 //! Reads only index pages that cover the range; of a run's pack, only those that cover what the run says is there.
-//! Memory: the cache (64 MiB), the heads of the listed objects, pages of one stretch (32 MiB, and those of
-//! [`PACKS_MAX`] packs), and the answer. Nothing grows with the volume.
+//! Memory: the cache (64 MiB), the heads of the listed objects, pages of one stretch (32 MiB, and
+//! as much for the packs of runs), and the answer. Nothing grows with the volume.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,14 +25,15 @@ use super::source::{Loaded, Named, Page, Result, Source, What};
 use crate::format::entry::Entry;
 use crate::format::index::Kind;
 use crate::format::pack::SLICES_MAX;
-use crate::format::{Keys, ObjectRef, PackContent, PackRecord, Void, VolumeId};
+use crate::format::{Keys, ObjectRef, PackContent, PackRecord, Stored, Void, VolumeId};
 use crate::remote::Remote;
 use crate::units::{BLOCK, Block, MIB, Mask, SECTOR};
 
 /// Memory for the pages of one stretch of blocks, bytes; a stretch is halved until its pages fit (or it is a block).
-const STRETCH_MAX: usize = 32 * MIB as usize;
-/// Packs of runs whose pages are read at a time: each has at most 5 MiB of them.
+pub(super) const STRETCH_MAX: usize = 32 * MIB as usize;
+/// Packs of runs whose pages are read at a time, and memory for those of each: as much as a stretch in all.
 const PACKS_MAX: usize = 8;
+const PACK_STRETCH_MAX: usize = STRETCH_MAX / PACKS_MAX;
 
 /// A pack, in the table of one [`Resolver`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,7 +115,7 @@ impl Resolver {
         let mut fragments = Vec::new();
         let mut from = first.0;
         while from < end {
-            let to = layers.stretch(heads, from, end);
+            let to = layers.stretch(heads, from, end, STRETCH_MAX);
             let pieces = layers.sweep(heads, self.gaps(from, to), from, to).await?;
             fragments.extend(layers.locate(pieces).await?);
             from = to;
@@ -231,11 +231,11 @@ impl Layers {
         Ok(self.heads.get_or_try_init(read).await?)
     }
 
-    /// The end of the longest stretch from `from`, at most `to`, whose pages may be in memory together.
-    pub(super) fn stretch(&self, heads: &[Arc<Loaded>], from: u64, to: u64) -> u64 {
+    /// The end of the longest stretch from `from`, at most `to`, whose pages take no more than `memory` together (or one block).
+    pub(super) fn stretch(&self, heads: &[Arc<Loaded>], from: u64, to: u64, memory: usize) -> u64 {
         // Stops at the page that is too much: the cost is that of the stretch, not of the volume.
         let fits = |to: u64| {
-            let mut room = STRETCH_MAX;
+            let mut room = memory;
             heads.iter().all(|head| {
                 head.head.covering(Block(from), Block(to - 1)).all(|page| {
                     let left = room.checked_sub(head.page_weight(page));
@@ -312,32 +312,36 @@ impl Layers {
         Ok(fragments)
     }
 
-    async fn locate_in(&self, pack: PackId, mut pieces: Vec<Piece>) -> Result<Vec<Fragment>> {
+    async fn locate_in(&self, pack: PackId, pieces: Vec<Piece>) -> Result<Vec<Fragment>> {
         let object = self.pack(pack);
         let head = self.source.head(Kind::Pack, &object).await?;
-        pieces.sort_unstable_by_key(|piece| piece.first);
-        let (mut gaps, mut numbers) = (Gaps::default(), Vec::new());
-        for piece in &pieces {
-            gaps.add(piece.first, piece.count, piece.mask);
-            let last = Block(piece.first.0 + piece.count - 1);
-            numbers.extend(head.head.covering(piece.first, last));
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
-        let pages = self.source.pages(&head, &numbers).await?;
+        let mut wanted = Gaps::default();
+        pieces.iter().for_each(|piece| wanted.add(piece.first, piece.count, piece.mask));
+        let end = pieces.iter().map(|piece| piece.first.0 + piece.count).max().unwrap_or(0);
         let mut fragments = Vec::with_capacity(pieces.len());
-        take_newest(&pages, ALL_SLICES, 0, u64::MAX, &mut gaps, |named, first, count, mask| {
-            let content = match named.what {
-                What::Void(void) => Content::Void(void),
-                What::Stored(stored) => Content::Data { pack, record: pack_record(named, stored) },
-                What::Pack(_) => return,
-            };
-            fragments.push(Fragment { first, count, mask, content });
-        });
-        match gaps.first() {
-            Some(block) => Err(ResolveError::NotInPack { key: self.source.key(Kind::Pack, &object), block }),
-            None => Ok(fragments),
+        while let Some(Block(from)) = wanted.first() {
+            let to = self.stretch(std::slice::from_ref(&head), from, end, PACK_STRETCH_MAX);
+            let (mut gaps, mut numbers) = (Gaps::default(), Vec::new());
+            wanted.take(Block(from), to - from, Mask::FULL, |first, count, mask| {
+                gaps.add(first, count, mask);
+                numbers.extend(head.head.covering(first, Block(first.0 + count - 1)));
+            });
+            numbers.sort_unstable();
+            numbers.dedup();
+            let pages = self.source.pages(&head, &numbers).await?;
+            take_newest(&pages, ALL_SLICES, from, to, &mut gaps, |named, first, count, mask| {
+                let content = match named.what {
+                    What::Void(void) => Content::Void(void),
+                    What::Stored(stored) => Content::Data { pack, record: pack_record(named, stored) },
+                    What::Pack(_) => return,
+                };
+                fragments.push(Fragment { first, count, mask, content });
+            });
+            if let Some(block) = gaps.first() {
+                return Err(ResolveError::NotInPack { key: self.source.key(Kind::Pack, &object), block });
+            }
         }
+        Ok(fragments)
     }
 
     /// A lower bound, as exact as one object's directory and a page or two can tell.
@@ -361,7 +365,7 @@ impl Layers {
     }
 }
 
-fn pack_record(named: &Named, stored: crate::format::Stored) -> PackRecord {
+fn pack_record(named: &Named, stored: Stored) -> PackRecord {
     let Named { first, count, mask, slice, .. } = *named;
     PackRecord { first, count, slice, mask, content: PackContent::Data(stored) }
 }

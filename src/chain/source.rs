@@ -12,9 +12,11 @@ use futures_util::future::try_join_all;
 use tokio::sync::Semaphore;
 
 use super::cache::Cache;
-use crate::format::index::{Footer, Head, Kind, TAIL};
+use crate::format::index::{Footer, Head, Kind, Record, TAIL};
 use crate::format::run::pack_of_table;
-use crate::format::{FormatError, Keys, ObjectRef, PackContent, PackRecord, RunRecord, RunSource, Stored, Void};
+use crate::format::{
+    FormatError, Keys, ObjectRef, PackContent, PackRecord, RunRecord, RunSource, Stored, Void, VolumeId,
+};
 use crate::remote::{Remote, RemoteError};
 use crate::units::{Block, KIB, MIB, Mask};
 
@@ -130,7 +132,7 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// The pack under this number in a run's table.
-    pub(super) fn pack(&self, volume: crate::format::VolumeId, number: u32) -> Result<ObjectRef> {
+    pub(super) fn pack(&self, volume: VolumeId, number: u32) -> Result<ObjectRef> {
         pack_of_table(self.head.table(), number).map_err(|source| ResolveError::Damaged {
             key: self.kind.key(volume, &self.object),
             offset: self.head.footer.table_at,
@@ -325,7 +327,7 @@ impl Source {
 
 fn decode_page<R>(keys: &Keys, of: &Loaded, number: usize, bytes: &[u8]) -> std::result::Result<Vec<Named>, FormatError>
 where
-    R: crate::format::index::Record + Into<Named>,
+    R: Record + Into<Named>,
 {
     Ok(of.head.decode_page::<R>(keys, number, bytes)?.into_iter().map(Into::into).collect())
 }

@@ -17,6 +17,7 @@ pub mod entry;
 pub mod index;
 pub mod keys;
 pub mod log;
+mod mask;
 pub mod names;
 pub mod pack;
 pub mod run;

@@ -6,7 +6,7 @@
 //!
 //! record in a page
 //!   1        bits 0–2  content: 0 raw, 1 zstd, 2 zero, 3 trimmed, 4 unreadable
-//!            bits 3–4  form of the mask
+//!            bits 3–4  form of the mask ([`super::mask`])
 //!            bit  5    the slice is not that of the record before (of the first: not 0)
 //!            bit  6    more than one block; full masks of voids only
 //!            bit  7    zero
@@ -26,8 +26,9 @@ use std::cell::RefCell;
 use bytes::Bytes;
 
 use super::codec::{FormatError, Part, Reader, Result, Writer, within};
-use super::index::{self, Coverage, Footer, IndexWriter, Kind, MaskForm, Record};
+use super::index::{self, Coverage, Footer, IndexWriter, Kind, Record};
 use super::keys::Keys;
+use super::mask::MaskForm;
 use super::{ContentHash, Encoding, ObjectRef, PackContent, PackRecord, Stored, Void};
 use crate::units::{BLOCK, Block, Generation, Mask, SECTOR};
 

@@ -7,7 +7,7 @@
 //!              4  generation     8  number     8  length     32  BLAKE3-256
 //!
 //! record in a page
-//!   1        bits 0–1  form of the mask
+//!   1        bits 0–1  form of the mask ([`super::mask`])
 //!            bits 2–4  source: 0 the pack of the last record that had one, 1 another pack, 2 zero, 3 trimmed,
 //!                      4 unreadable
 //!            bit  5    more than one block; full masks only
@@ -25,8 +25,9 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::codec::{FormatError, Part, Reader, Result, Writer, within};
-use super::index::{self, Coverage, Footer, Head, IndexWriter, Kind, MaskForm, Record};
+use super::index::{self, Coverage, Footer, Head, IndexWriter, Kind, Record};
 use super::keys::Keys;
+use super::mask::MaskForm;
 use super::{ObjectHash, ObjectRef, RunRecord, RunSource};
 use crate::units::{Block, Generation, Mask};
 

@@ -570,6 +570,24 @@ fn a_footer_of_another_object_is_not_taken_for_this_ones() {
     assert!(Footer::decode(&keys(), Kind::Run, &object, &bytes).is_err());
 }
 
+/// A page that the directory hides is not read, so that nothing else would notice.
+#[test]
+fn a_changed_byte_of_a_head_is_noticed_without_the_pages() {
+    let mut dice = Dice(6);
+    let (pack, pack_object) = build(&pushes(&mut dice, 300));
+    let (run, run_object) = build_run(&run_records(&mut dice, 3000, 4), 4);
+    for (kind, bytes, object) in [(Kind::Pack, pack, pack_object), (Kind::Run, run, run_object)] {
+        let footer = Footer::decode(&keys(), kind, &object, &bytes).unwrap();
+        let range = footer.head_range();
+        let head = &bytes[range.start as usize..range.end as usize];
+        for at in 0..head.len() {
+            let mut damaged = head.to_vec();
+            damaged[at] ^= 1;
+            assert!(Head::decode(&keys(), footer, &damaged.into()).is_err(), "byte {at}");
+        }
+    }
+}
+
 #[test]
 fn the_volume_object_belongs_to_one_volume() {
     let object =
