@@ -32,6 +32,7 @@ pub mod remote;
 
 pub mod chain;
 pub mod nbd;
+pub mod writelog;
 
 pub mod config;
 pub mod restore;

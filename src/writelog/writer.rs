@@ -1,0 +1,296 @@
+//! The thread that carries a volume's queue to its segments.
+//!
+//! Owns: writing in log order with few large calls, checksums, group commit, when to sleep. Does not own: what is
+//! queued where ([`super::log`]).
+//!
+//! One thread per volume, not one per pool: a call to the disk that hangs holds up one volume, and no rule of
+//! fairness is needed but the kernel's. It sleeps in two ways. Deeply when there is nothing to do: the next record
+//! wakes it. Lightly, for [`GATHER`], when it has just written: records that come meanwhile wake nobody and are
+//! written together; a stream of small writes then costs one wake-up each few milliseconds instead of one each.
+//!
+//! Crash: everything up to `synced` is there, and a gap-free part of what follows.
+
+use std::io::{self, IoSlice};
+use std::mem;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::log::{AWAKE, Batch, Shared, WAKE_BYTES, padded};
+use super::segments::SegmentIo;
+use super::{LogFailure, lock, recovery};
+use crate::disk::Errno;
+use crate::format::log::{RECORD_HEADER, RecordHeader, RecordPlace, SegmentHeader, crc32c};
+use crate::units::{LogIndex, SECTOR};
+
+/// How long small records are gathered: a hundredth of a commit, so that it adds nothing to what a crash costs.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// Starts the writer. `recovered` are segments of earlier epochs that may not be on the disk yet.
+pub(super) fn spawn(shared: Arc<Shared>, recovered: Vec<u32>) -> io::Result<()> {
+    let headers = Vec::new();
+    let writer = Writer { shared, current: None, dirty: Vec::new(), dirty_since: None, gather_until: None, headers };
+    std::thread::Builder::new().name("umbra-log".into()).spawn(move || writer.run(recovered))?;
+    Ok(())
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    /// The segment that was written last.
+    current: Option<(u32, Arc<dyn SegmentIo>)>,
+    /// Segments with writes that are not synced.
+    dirty: Vec<(u32, Arc<dyn SegmentIo>)>,
+    dirty_since: Option<Instant>,
+    gather_until: Option<Instant>,
+    /// Encoded record headers of the batch in hand.
+    headers: Vec<u8>,
+}
+
+enum Job {
+    Write(Arc<Batch>),
+    Sync,
+    Stop,
+}
+
+impl Writer {
+    fn run(mut self, recovered: Vec<u32>) {
+        if let Err(failure) = self.sync_recovered(recovered) {
+            self.fail(failure);
+        }
+        loop {
+            let done = match self.next() {
+                Job::Write(batch) => self.write(&batch).map(|()| self.written(batch)),
+                Job::Sync => self.sync(),
+                Job::Stop => break,
+            };
+            if let Err(failure) = done {
+                self.fail(failure);
+            }
+        }
+    }
+
+    /// Decides what to do now, and sleeps while there is nothing.
+    fn next(&mut self) -> Job {
+        let shared = &*self.shared;
+        let mut queue = lock(&shared.queue);
+        loop {
+            let now = Instant::now();
+            let failed = shared.failure.get().is_some();
+            let progress = *shared.progress.borrow();
+            let commit_at = self.dirty_since.map(|since| since + shared.pool.limits.commit_every);
+            if queue.closed && (failed || queue.batches.is_empty() && self.dirty.is_empty()) {
+                return Job::Stop;
+            }
+            let idle = queue.batches.is_empty();
+            let mut wake_at = AWAKE;
+            let mut until = None;
+            if !failed {
+                if !self.dirty.is_empty()
+                    && (queue.wants_sync(progress) || commit_at.is_some_and(|at| at <= now) || queue.closed && idle)
+                {
+                    return Job::Sync;
+                }
+                let gathering = self.gather_until.filter(|until| *until > now);
+                let hurry = queue.waiting >= WAKE_BYTES || queue.wants_write(progress) || queue.closed;
+                if (gathering.is_none() || hurry)
+                    && let Some(batch) = queue.batches.pop_front()
+                {
+                    let batch = Arc::new(batch);
+                    queue.waiting -= batch.weight;
+                    queue.writing = Some(batch.clone());
+                    return Job::Write(batch);
+                }
+                until = [gathering, commit_at].into_iter().flatten().min();
+                wake_at = if gathering.is_some() { WAKE_BYTES } else { 1 };
+            }
+            queue.wake_at = wake_at;
+            queue = match until {
+                Some(until) => {
+                    let waited = shared.changed.wait_timeout(queue, until.saturating_duration_since(now));
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            };
+            queue.wake_at = AWAKE;
+        }
+    }
+
+    fn write(&mut self, batch: &Batch) -> Result<(), LogFailure> {
+        let slot = batch.slot;
+        let failed = |error: io::Error| LogFailure::Write { slot, error: error.into() };
+        let segment = self.segment(slot)?;
+        let busy = &self.shared.busy;
+        self.dirty_since.get_or_insert_with(Instant::now);
+        if self.dirty.last().is_none_or(|(dirty, _)| *dirty != slot) {
+            self.dirty.push((slot, segment.clone()));
+        }
+        if let Some(before) = &batch.begins {
+            let opening = recovery::opening(&batch.header, before.as_ref());
+            busy.during(|| segment.write_at(&mut [IoSlice::new(&opening)], 0)).map_err(failed)?;
+            busy.during(|| segment.sync()).map_err(|error| LogFailure::Sync { slot, error: error.into() })?;
+        }
+        encode_headers(batch, &mut self.headers);
+        let mut slices = Vec::with_capacity(2 * batch.records.len() + 1);
+        let mut headers = self.headers.as_slice();
+        let mut pending = 0;
+        for record in &batch.records {
+            pending += RECORD_HEADER;
+            if !record.payload.is_empty() {
+                let (before, rest) = headers.split_at(pending);
+                slices.extend([IoSlice::new(before), IoSlice::new(&record.payload)]);
+                slices.extend(Some(padding(&record.payload)).filter(|zeroes| !zeroes.is_empty()).map(IoSlice::new));
+                (headers, pending) = (rest, 0);
+            }
+        }
+        slices.push(IoSlice::new(headers));
+        busy.during(|| segment.write_at(&mut slices, batch.offset)).map_err(failed)
+    }
+
+    /// Makes known that a batch stands in its segment, and gives up its memory.
+    fn written(&mut self, batch: Arc<Batch>) {
+        let shared = &*self.shared;
+        let mut queue = lock(&shared.queue);
+        if shared.failure.get().is_some() {
+            return; // Given up as hung; what is in memory stays readable.
+        }
+        if queue.writing.take().is_some() {
+            shared.pool.in_flight.fetch_sub(batch.weight, Ordering::Relaxed);
+        }
+        for slot in mem::take(&mut queue.retiring) {
+            shared.pool.give_back(shared.volume, slot);
+        }
+        if batch.era == queue.era {
+            shared.progress.send_modify(|progress| progress.appended = batch.last());
+            shared.release(&mut queue);
+        }
+        drop(queue);
+        self.gather_until = Some(Instant::now() + GATHER);
+        // No reader keeps the batch; so this is the last of it, and its vector can be used again.
+        if let Some(mut batch) = Arc::into_inner(batch) {
+            batch.records.clear();
+            lock(&shared.queue).spare = batch.records;
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), LogFailure> {
+        let before = *self.shared.progress.borrow();
+        for (slot, segment) in mem::take(&mut self.dirty) {
+            let synced = self.shared.busy.during(|| segment.sync());
+            synced.map_err(|error| LogFailure::Sync { slot, error: error.into() })?;
+        }
+        self.dirty_since = None;
+        self.synced(before.era, before.appended);
+        Ok(())
+    }
+
+    /// What recovery read may have been in the page cache only.
+    fn sync_recovered(&mut self, slots: Vec<u32>) -> Result<(), LogFailure> {
+        let before = *self.shared.progress.borrow();
+        for slot in slots {
+            let segment = self.open(slot)?;
+            let synced = self.shared.busy.during(|| segment.sync());
+            synced.map_err(|error| LogFailure::Sync { slot, error: error.into() })?;
+        }
+        self.synced(before.era, before.appended);
+        Ok(())
+    }
+
+    fn synced(&self, era: u32, through: LogIndex) {
+        let _queue = lock(&self.shared.queue); // A reset comes before or after, not in between.
+        if self.shared.failure.get().is_none() {
+            self.shared.progress.send_if_modified(|progress| {
+                let moved = progress.era == era && progress.synced < through;
+                if moved {
+                    progress.synced = through;
+                }
+                moved
+            });
+        }
+    }
+
+    fn segment(&mut self, slot: u32) -> Result<Arc<dyn SegmentIo>, LogFailure> {
+        match &self.current {
+            Some((current, segment)) if *current == slot => Ok(segment.clone()),
+            _ => {
+                let segment = self.open(slot)?;
+                self.current = Some((slot, segment.clone()));
+                Ok(segment)
+            }
+        }
+    }
+
+    fn open(&self, slot: u32) -> Result<Arc<dyn SegmentIo>, LogFailure> {
+        let opened = self.shared.busy.during(|| self.shared.pool.segments.open(slot));
+        opened.map_err(|error| LogFailure::Open { slot, error: Errno::from(error) })
+    }
+
+    fn fail(&mut self, failure: LogFailure) {
+        self.shared.fail(failure);
+        self.dirty.clear();
+        self.shared.pool.mark_failed();
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.fail(LogFailure::Died);
+        }
+        lock(&self.shared.queue).stopped = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+/// Fills `headers` with those of a batch, one after the other.
+fn encode_headers(batch: &Batch, headers: &mut Vec<u8>) {
+    headers.clear();
+    headers.resize(batch.records.len() * RECORD_HEADER, 0);
+    let SegmentHeader { log, epoch, lap, .. } = batch.header;
+    let mut offset = batch.offset;
+    for (record, out) in batch.records.iter().zip(headers.chunks_exact_mut(RECORD_HEADER)) {
+        let payload = padded(record.payload.len());
+        let header = RecordHeader {
+            index: record.index,
+            sequence: record.sequence,
+            op: record.op,
+            offset: record.offset,
+            length: record.length,
+            payload: payload as u32,
+            payload_crc: payload_crc(&record.payload),
+        };
+        header.encode_into(&RecordPlace { log, epoch, lap, position: offset as u32 }, out);
+        offset += RECORD_HEADER as u64 + payload;
+    }
+}
+
+/// The zeroes that round a payload up to whole sectors.
+fn padding(payload: &[u8]) -> &'static [u8] {
+    static ZEROES: [u8; SECTOR as usize] = [0; SECTOR as usize];
+    &ZEROES[..(padded(payload.len()) - payload.len() as u64) as usize]
+}
+
+/// CRC-32C of a payload with its padding.
+fn payload_crc(payload: &[u8]) -> u32 {
+    match padding(payload) {
+        [] => crc32c(payload),
+        zeroes => {
+            let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+            digest.update(payload);
+            digest.update(zeroes);
+            digest.finalize() as u32
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_covers_the_padding() {
+        let mut sector = vec![7; 100];
+        let crc = payload_crc(&sector);
+        sector.resize(512, 0);
+        assert_eq!((crc, payload_crc(&[])), (crc32c(&sector), crc32c(&[])));
+    }
+}
