@@ -36,5 +36,11 @@ pub mod writelog;
 
 pub mod config;
 pub mod restore;
+pub mod volume;
+
+pub mod snapshot;
+pub mod status;
+
+pub mod daemon;
 
 pub mod cli;

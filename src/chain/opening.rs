@@ -84,6 +84,21 @@ pub enum OpenError {
     Contended { key: String },
 }
 
+impl OpenError {
+    /// Whether trying again cannot help: something has to be decided first.
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::Entry(_)
+                | Self::NameTaken { .. }
+                | Self::Vanished { .. }
+                | Self::OtherStore { .. }
+                | Self::Newer { .. }
+                | Self::Exhausted { .. }
+        )
+    }
+}
+
 /// Silence after which an instance that was publishing all the time is taken for dead.
 const SILENCE_UNDER_LOAD: Duration = Duration::from_secs(60);
 /// Silence after which an idle instance is taken for dead: three heartbeats of 15 minutes.

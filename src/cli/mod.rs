@@ -10,6 +10,7 @@ pub mod output;
 pub mod place;
 pub mod points;
 pub mod restore;
+pub mod serve;
 pub mod source;
 pub mod verify;
 
@@ -172,7 +173,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Points(args) => block_on(points::run(args)),
         Command::Restore(args) => block_on(restore::run(args)),
         Command::Verify(args) => block_on(verify::run(args)),
-        gateway @ (Command::Serve(_) | Command::Check(_) | Command::Status(_) | Command::Demo(_)) => {
+        Command::Serve(args) => block_on(serve::run(args)),
+        gateway @ (Command::Check(_) | Command::Status(_) | Command::Demo(_)) => {
             let _ = gateway;
             Err(Failure::new("run", "the gateway").why("this build has none"))
         }

@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use object_store::aws::AmazonS3ConfigKey;
@@ -14,6 +13,7 @@ use object_store::gcp::GoogleConfigKey;
 use super::place::{Listen, Place, Store, join, straightened};
 use super::problem::{Fault, Problem, Section};
 use super::written::{self, Fencing, Options, SyncMode};
+use crate::format::names::VolumeName;
 use crate::units::{KIB, MIB, TIB, VOLUME_MAX};
 
 /// A whole configuration.
@@ -71,38 +71,6 @@ pub struct Upload {
 pub enum Rate {
     Unlimited,
     BytesPerSecond(u64),
-}
-
-/// Name of a volume, of its export, and of its place in the remote: 1 to 63 of `a-z 0-9 - _ .`, and the first is a
-/// letter or digit.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct VolumeName(String);
-
-impl VolumeName {
-    /// As a label of DNS, so that names can become host names, buckets and units of systemd.
-    const LENGTH_MAX: usize = 63;
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for VolumeName {
-    type Err = Fault;
-
-    fn from_str(text: &str) -> Result<Self, Fault> {
-        let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let right = text.len() <= Self::LENGTH_MAX
-            && text.bytes().next().is_some_and(letter)
-            && text.bytes().all(|byte| letter(byte) || b"-_.".contains(&byte));
-        if right { Ok(Self(text.to_owned())) } else { Err(Fault::Name) }
-    }
-}
-
-impl fmt::Display for VolumeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
 }
 
 /// The log is taken and freed in segments of this size.
@@ -246,7 +214,7 @@ impl Check<'_> {
 
     fn name(&mut self, section: &Section, volume: &written::Volume) -> Option<VolumeName> {
         match &volume.name {
-            Some(name) => self.value(section, "name", format_args!("{name:?}"), name.parse()),
+            Some(name) => self.value(section, "name", format_args!("{name:?}"), name.parse().map_err(|_| Fault::Name)),
             None => self.missing(section, "name", "name = \"disk0\""),
         }
     }

@@ -27,7 +27,7 @@ const PIECE: u64 = 4 * MIB;
 /// Pieces under way.
 const PARALLEL: usize = 8;
 
-const _: () = assert!(PIECE % BLOCK == 0);
+const _: () = assert!(PIECE.is_multiple_of(BLOCK));
 
 /// Why a comparison came to no end.
 #[derive(Debug, thiserror::Error)]

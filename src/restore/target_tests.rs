@@ -1,6 +1,6 @@
 use super::*;
 use crate::disk::faulty::{Fault, FaultyDisk, Kind};
-use crate::disk::{Geometry, MemoryDisk};
+use crate::disk::{Errno, Geometry, MemoryDisk};
 use crate::units::TIB;
 
 fn filled(size: u64, byte: u8) -> MemoryDisk {
@@ -64,7 +64,7 @@ async fn the_mark_stands_until_everything_else_is_durable() {
     assert!(now[MIB as usize..3 * MIB as usize].iter().all(|byte| *byte == 7));
 
     // The second flush of the end fails: all is written but the first sector.
-    disk.inject(Fault::instead(Kind::Flush, DiskError::EIO).skipping(1).once());
+    disk.inject(Fault::instead(Kind::Flush, DiskError::Io(Errno::EIO)).skipping(1).once());
     let error = target.finish().await.unwrap_err();
     assert!(matches!(error, TargetError::Disk { action: Action::Flush, .. }));
     let now = content(&*disk).await;

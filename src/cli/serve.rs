@@ -1,0 +1,64 @@
+//! `umbra serve`: runs the gateway until it is told to stop.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
+
+use super::ServeArgs;
+use super::failure::Failure;
+use super::output;
+use crate::config;
+use crate::daemon::{Gateway, Options, notify};
+use crate::nbd::Address;
+
+pub async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let file = args.config.display().to_string();
+    let failed = |error: &dyn std::error::Error| Failure::new("serve", &file).because(error);
+    let config = config::load(&args.config).map_err(|error| failed(&error))?;
+    let mut stops = Stops::new().map_err(|error| failed(&error))?;
+    let options = Options { compare: args.compare, adopt: args.adopt, take_over: args.take_over };
+    let gateway = tokio::select! {
+        started = Gateway::start(&config, options) => started.map_err(|error| failed(&error))?,
+        () = stops.next() => return Ok(()),
+    };
+    for (volume, address) in gateway.exports() {
+        output::print(&format!("ready {volume} {}\n", uri(volume, address)))?;
+    }
+    notify::systemd("READY=1");
+    stops.next().await;
+    info!("told to stop");
+    tokio::select! {
+        stopped = gateway.stop() => stopped.map_err(|error| failed(&error)),
+        () = stops.next() => {
+            warn!("told to stop again: stopping at once");
+            Err(Failure::new("stop", &file)
+                .why("stopped before everything was published; the next start compares the volumes in full"))
+        }
+    }
+}
+
+/// SIGINT and SIGTERM.
+struct Stops {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stops {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// What a client is to be given (NetworkBlockDevice/nbd, doc/uri.md).
+fn uri(volume: &str, address: &Address) -> String {
+    match address {
+        Address::Tcp(address) => format!("nbd://{address}/{volume}"),
+        Address::Unix(path) => format!("nbd+unix:///{volume}?socket={}", path.display()),
+    }
+}

@@ -1,0 +1,413 @@
+//! The gateway: assembles the parts, keeps them running, and takes them down in order.
+//!
+//! Order of a start: state folder, stores, log, volumes, listeners; then clients are served. The remote is looked at
+//! only after that: a client never waits for it. Order of a stop: clients, what is left to publish, the stores'
+//! flush, the clean marks.
+
+pub mod notify;
+pub mod state;
+pub mod stores;
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OnceCell, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::{error, info, warn};
+
+use crate::chain::Opening;
+use crate::clock::Clock;
+use crate::config::{self, Config};
+use crate::disk::Disk;
+use crate::format::VolumeId;
+use crate::nbd::{Address, BindError, Export, Server};
+use crate::remote::probe::{ConditionalPuts, conditional_puts};
+use crate::remote::{Limits, Remote};
+use crate::snapshot::publisher::{self, Left, Parts};
+use crate::snapshot::status::Report;
+use crate::snapshot::upload::Uploader;
+use crate::status::{self, LogStatus, PointStatus, Status, StatusError, VolumeStatus};
+use crate::units::LogIndex;
+use crate::volume::{Sequences, Start, Volume};
+use crate::writelog;
+
+use state::{Clean, StateError, StateFolder};
+use stores::StoreError;
+
+/// How long a stop goes on uploading what is left.
+pub const LEAVE_MAX: Duration = Duration::from_secs(60);
+/// How often the sequence's reserve and the volumes' ages are looked at.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
+
+/// What a start may do besides what the configuration says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Compare every store with its remote copy in full.
+    pub compare: bool,
+    /// Take names and stores that this state folder does not know.
+    pub adopt: bool,
+    /// Open although another gateway seems to be alive.
+    pub take_over: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("open the store of volume {volume}")]
+    Store { volume: String, source: StoreError },
+    #[error("open the remote {url}")]
+    Remote { url: String, source: crate::remote::OpenError },
+    #[error("open the log in {}", path.display())]
+    Log { path: PathBuf, source: writelog::OpenError },
+    #[error("listen")]
+    Listen(#[from] BindError),
+    #[error("offer the status")]
+    Status(#[from] StatusError),
+}
+
+/// Something is not in the remote that should be: the gateway has stopped, but not cleanly.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "stopped, but the last changes of {} are in no recovery point; the next start compares these volumes in full",
+    .volumes.join(", ")
+)]
+pub struct Unfinished {
+    pub volumes: Vec<String>,
+}
+
+/// A gateway that serves.
+pub struct Gateway {
+    state: Arc<StateFolder>,
+    volumes: Vec<Running>,
+    exports: Vec<(String, Address)>,
+    server: JoinHandle<()>,
+    stop_server: watch::Sender<bool>,
+    stop_publishing: watch::Sender<bool>,
+    /// Tasks that need no end of their own.
+    background: JoinSet<()>,
+}
+
+struct Running {
+    name: String,
+    volume: Volume,
+    store: Arc<dyn Disk>,
+    publisher: JoinHandle<Option<Left>>,
+}
+
+/// A volume as the status and the alarm see it.
+struct Watched {
+    volume: Volume,
+    report: Arc<Report>,
+    max_age: Duration,
+    late: AtomicBool,
+}
+
+impl Gateway {
+    /// Returns when clients can connect.
+    pub async fn start(config: &Config, options: Options) -> Result<Self, StartError> {
+        let clock = Clock::system();
+        let state = Arc::new(StateFolder::open(&config.state)?);
+        let remote = remote(config)?;
+        let mut stores = Vec::with_capacity(config.volumes.len());
+        for volume in &config.volumes {
+            let opened = stores::open(&volume.store).await;
+            let store = opened.map_err(|source| StartError::Store { volume: volume.name.to_string(), source })?;
+            stores.push((volume, store));
+        }
+        let pool = open_log(config, &state).await?;
+        let sequences = Arc::new(Sequences::above(state.sequence(clock.now())?));
+        reserve_sequences(&state, &sequences)?;
+
+        let (stop_publishing, stopping) = watch::channel(false);
+        let memory = Uploader::memory();
+        let conditional = Arc::new(OnceCell::new());
+        let mut volumes = Vec::with_capacity(stores.len());
+        let mut watched = Vec::with_capacity(stores.len());
+        let mut exports = Vec::with_capacity(stores.len());
+        for (written, store) in stores {
+            let name = written.name.to_string();
+            let mut kept = state.volume(&name)?;
+            let clean = kept.clean.take().filter(|_| !options.compare);
+            // Gone before the first write: the mark never stands behind a run that did not end cleanly.
+            state.set_volume(&name, &kept)?;
+            let (start, expected) = start_of(&name, clean, store.as_ref());
+            let log = pool
+                .volume(kept.log, writelog::Start::Empty(LogIndex(1)))
+                .map_err(|source| StartError::Log { path: state.log(), source })?;
+            let sync_log = config.log.sync == config::SyncMode::Flush;
+            let volume = Volume::new(&name, store.clone(), log, sequences.clone(), sync_log, start);
+            let report = Arc::new(Report::new(&name));
+            let identity = store.identity();
+            let parts = Parts {
+                volume: volume.clone(),
+                remote: remote.clone(),
+                name: written.name.clone(),
+                opening: Opening {
+                    instance: state.instance(),
+                    store: identity.name,
+                    size: identity.size,
+                    adopt: options.adopt,
+                    take_over: options.take_over,
+                    created: clock.now(),
+                    known: kept.remote,
+                },
+                expected,
+                epoch: config.snapshot.epoch,
+                clock: clock.clone(),
+                sequences: sequences.clone(),
+                memory: memory.clone(),
+                report: report.clone(),
+                opened: {
+                    let (state, name) = (state.clone(), name.clone());
+                    Box::new(move |volume| remember_opened(&state, &name, volume))
+                },
+            };
+            let fenced = config.remote.fencing == config::Fencing::ConditionalPut;
+            let publisher = tokio::spawn(publish(parts, fenced.then(|| conditional.clone()), stopping.clone()));
+            exports.push(Export { name: name.clone(), description: String::new(), disk: Arc::new(volume.clone()) });
+            watched.push(Watched {
+                volume: volume.clone(),
+                report,
+                max_age: written.max_age,
+                late: AtomicBool::new(false),
+            });
+            volumes.push(Running { name, volume, store, publisher });
+        }
+        pool.release_unclaimed();
+
+        let addresses: Vec<Address> = config.listen.iter().map(address).collect();
+        let server = Server::bind(&addresses, exports).await?;
+        let bound = server.addresses();
+        let exports = volumes
+            .iter()
+            .flat_map(|running| bound.iter().map(|address| (running.name.clone(), address.clone())))
+            .collect();
+        let (stop_server, stopped) = watch::channel(false);
+        let server = tokio::spawn(server.run(stopped));
+        let watched: Arc<[Watched]> = watched.into();
+        let mut background = JoinSet::new();
+        let status_socket = status::listen(state.path())?;
+        let of_status = watched.clone();
+        background.spawn(status::answer(status_socket, Arc::new(move || status_of(&of_status))));
+        background.spawn(keep_house(state.clone(), sequences, watched));
+        Ok(Self { state, volumes, exports, server, stop_server, stop_publishing, background })
+    }
+
+    /// Each export with each address it is served at.
+    pub fn exports(&self) -> &[(String, Address)] {
+        &self.exports
+    }
+
+    /// Volumes by name, for whoever runs a gateway in its own process.
+    pub fn volume(&self, name: &str) -> Option<&Volume> {
+        self.volumes.iter().find(|running| running.name == name).map(|running| &running.volume)
+    }
+
+    /// Takes no more requests, finishes those in flight, publishes what is left, and marks what is clean.
+    pub async fn stop(mut self) -> Result<(), Unfinished> {
+        notify::systemd("STOPPING=1");
+        info!("stopping: finishing what clients have asked for");
+        self.stop_server.send_replace(true);
+        if let Err(error) = self.server.await {
+            error!(%error, "the server ended unexpectedly");
+        }
+        info!(at_most = ?LEAVE_MAX, "stopping: publishing what is left");
+        self.stop_publishing.send_replace(true);
+        let deadline = tokio::time::Instant::now() + LEAVE_MAX;
+        let mut unfinished = Vec::new();
+        for mut running in self.volumes {
+            let left = match tokio::time::timeout_at(deadline, &mut running.publisher).await {
+                Ok(Ok(left)) => left,
+                Ok(Err(_)) => None,
+                Err(_) => {
+                    running.publisher.abort();
+                    None
+                }
+            };
+            if !mark_clean(&self.state, &running, left).await {
+                unfinished.push(running.name);
+            }
+        }
+        self.background.shutdown().await;
+        if unfinished.is_empty() { Ok(()) } else { Err(Unfinished { volumes: unfinished }) }
+    }
+}
+
+fn remote(config: &Config) -> Result<Remote, StartError> {
+    let rate = match config.upload.rate {
+        config::Rate::Unlimited => None,
+        config::Rate::BytesPerSecond(rate) => NonZeroU64::new(rate),
+    };
+    let limits = Limits { parallel: config.upload.parallel as usize, rate, ..Limits::default() };
+    let url = config.remote.place.to_string();
+    Remote::create(&url, config.remote.options.expose(), limits).map_err(|source| StartError::Remote { url, source })
+}
+
+async fn open_log(config: &Config, state: &StateFolder) -> Result<writelog::Pool, StartError> {
+    let path = state.log();
+    // Nothing in the log outlives a run: what it held is compared again. So a log of another size is made anew.
+    let settings = writelog::Settings { size: config.log.size, volumes: config.volumes.len() as u32, discard: true };
+    let dir = path.clone();
+    let opened = tokio::task::spawn_blocking(move || writelog::Pool::open(&dir, settings)).await;
+    match opened.expect("opening the log does not panic") {
+        Ok((pool, _)) => Ok(pool),
+        Err(source) => Err(StartError::Log { path, source }),
+    }
+}
+
+/// How the volume starts, and the entry that a clean start relies on.
+fn start_of(name: &str, clean: Option<Clean>, store: &dyn Disk) -> (Start, Option<crate::units::EntryNumber>) {
+    let Some(clean) = clean else {
+        return (Start::Resync { front: 0 }, None);
+    };
+    let identity = store.identity();
+    if identity != clean.store {
+        warn!(
+            volume = name,
+            left = ?clean.store,
+            found = ?identity,
+            "the store is not as the last stop left it; comparing it in full"
+        );
+        return (Start::Resync { front: 0 }, None);
+    }
+    match clean.front {
+        None => (Start::Current, Some(clean.entry)),
+        Some(front) => (Start::Resync { front }, Some(clean.entry)),
+    }
+}
+
+fn remember_opened(state: &StateFolder, name: &str, volume: VolumeId) {
+    let remembered = state.volume(name).and_then(|mut kept| {
+        kept.remote = Some(volume);
+        state.set_volume(name, &kept)
+    });
+    if let Err(error) = remembered {
+        warn!(volume = name, %error, "the state folder cannot be written");
+    }
+}
+
+type Conditional = Arc<OnceCell<ConditionalPuts>>;
+
+/// Makes sure that the remote keeps the fence, then publishes.
+async fn publish(parts: Parts, fence: Option<Conditional>, mut stop: watch::Receiver<bool>) -> Option<Left> {
+    if let Some(conditional) = fence {
+        let probed = conditional.get_or_init(|| probe(&parts.remote, &parts.report));
+        let kept = tokio::select! {
+            kept = probed => *kept,
+            _ = stop.wait_for(|&stop| stop) => return None,
+        };
+        if kept == ConditionalPuts::Ignored {
+            let why = "the remote ignores conditional puts, so that two gateways could overwrite each other; use \
+                       another remote, or set [remote] fencing = \"none\" if no second gateway can exist";
+            publisher::end(&parts.volume, &parts.report, why.to_owned());
+            return None;
+        }
+    }
+    publisher::run(parts, stop).await
+}
+
+async fn probe(remote: &Remote, report: &Report) -> ConditionalPuts {
+    crate::snapshot::upload::persist(report, || conditional_puts(remote)).await
+}
+
+/// Makes the store durable and marks the volume clean, if all is published. True if nothing is missing.
+async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) -> bool {
+    let name = &running.name;
+    let Some(left) = left else {
+        return false;
+    };
+    if running.store.geometry().abilities.flush
+        && !running.store.geometry().abilities.read_only
+        && let Err(error) = running.store.flush().await
+    {
+        error!(volume = name, %error, "the store failed its last flush; it will be compared in full");
+        return false;
+    }
+    let clean = Clean { entry: left.entry, front: left.front, store: running.store.identity() };
+    let marked =
+        state.volume(name).and_then(|kept| state.set_volume(name, &state::VolumeState { clean: Some(clean), ..kept }));
+    match marked {
+        Ok(()) => true,
+        Err(error) => {
+            error!(volume = name, %error, "the state folder cannot be written; the volume will be compared in full");
+            false
+        }
+    }
+}
+
+fn reserve_sequences(state: &StateFolder, sequences: &Sequences) -> Result<(), StateError> {
+    if let Some(mark) = sequences.wanted() {
+        state.set_sequence(mark)?;
+        sequences.reserved_through(mark);
+    }
+    Ok(())
+}
+
+/// Renews the sequence's reserve, and raises and lowers alarms.
+async fn keep_house(state: Arc<StateFolder>, sequences: Arc<Sequences>, watched: Arc<[Watched]>) {
+    loop {
+        tokio::time::sleep(HOUSEKEEPING_EVERY).await;
+        let (reserving, of) = (state.clone(), sequences.clone());
+        let reserved = tokio::task::spawn_blocking(move || reserve_sequences(&reserving, &of)).await;
+        if let Ok(Err(error)) = reserved {
+            warn!(%error, "the state folder cannot be written");
+        }
+        watched.iter().for_each(Watched::alarm);
+    }
+}
+
+impl Watched {
+    fn alarm(&self) {
+        let age = self.volume.lag().age;
+        let late = age > self.max_age;
+        if self.late.swap(late, Ordering::Relaxed) == late {
+            return;
+        }
+        let name = self.volume.name();
+        if late {
+            error!(volume = name, ?age, max_age = ?self.max_age, "the oldest unpublished change is too old");
+        } else {
+            info!(volume = name, "recovery points are up to date again");
+        }
+    }
+
+    fn status(&self) -> VolumeStatus {
+        let Self { volume, report, .. } = self;
+        let lag = volume.lag();
+        let log = volume.log();
+        VolumeStatus {
+            name: volume.name().to_owned(),
+            state: volume.state().name().to_owned(),
+            size: volume.size(),
+            lag_bytes: lag.bytes,
+            lag_writes: lag.writes,
+            lag_seconds: (lag.age.as_secs_f64() * 1000.0).round() / 1000.0,
+            late: lag.age > self.max_age,
+            newest_point: report
+                .newest_point()
+                .map(|point| PointStatus { number: point.number.0, time: point.time.to_string() }),
+            log: LogStatus { used: log.used_bytes(), size: log.capacity_bytes() },
+            scanned: volume.size() - volume.scan_left(),
+            total: volume.size(),
+            uploaded: report.uploaded_bytes(),
+            points: report.points(),
+            last_error: report.last_error(),
+        }
+    }
+}
+
+fn status_of(watched: &[Watched]) -> Status {
+    Status { volumes: watched.iter().map(Watched::status).collect() }
+}
+
+fn address(listen: &config::Listen) -> Address {
+    match listen {
+        config::Listen::Tcp { host, port } if host.contains(':') => Address::Tcp(format!("[{host}]:{port}")),
+        config::Listen::Tcp { host, port } => Address::Tcp(format!("{host}:{port}")),
+        config::Listen::Unix(path) => Address::Unix(path.clone()),
+    }
+}

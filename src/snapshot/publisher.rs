@@ -1,0 +1,423 @@
+//! Makes recovery points: one task per volume, which owns the volume's chain.
+//!
+//! Every epoch it takes the operations up to a cut, puts what shows of them in packs, and names these in one entry.
+//! While a scan is under way the entries are drafts: they free the log and are never offered; the first point after
+//! the scan closes them.
+//!
+//! Owns: the chain's writer, the lists of its newest entry, the scanner. Does not own: what is dirty
+//! ([`crate::volume`]), conflicts of publishing ([`crate::chain`]).
+//!
+//! Order that the content of an entry depends on, newest first: packs of the log's records (no block lies in two of
+//! them), packs of the scan, the lists of the entry before.
+//! Crash: before the entry stands nothing has happened but objects that nobody names; after it the log's records
+//! that it covers are not needed, whether they were freed or not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::assemble::{AssembleError, Assembler};
+use super::merger::Merger;
+use super::numbers::ObjectNumbers;
+use super::scanner::{Scanner, Sealed};
+use super::slices::{SliceCut, Slices};
+use super::status::{NewestPoint, Report};
+use super::upload::{Taken, Uploader, with_causes};
+use crate::chain::resolve::Resolver;
+use crate::chain::{At, ChainWriter, Opening, Proposal, PublishError};
+use crate::clock::Clock;
+use crate::format::entry::{EntryKind, ScanCursor, Slice};
+use crate::format::names::VolumeName;
+use crate::format::{Keys, ObjectRef, VolumeId};
+use crate::remote::Remote;
+use crate::units::{EntryNumber, LogIndex};
+use crate::volume::{Cut, Sequences, State, Volume};
+
+/// A draft at most this often: each closes the scan's pack, and nobody restores from it.
+const DRAFT_EVERY: Duration = Duration::from_secs(15);
+/// An idle volume says this often that it is still shadowed.
+const IDLE_POINT_EVERY: Duration = Duration::from_secs(15 * 60);
+/// The publisher looks this often whether there is something to do.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Between two attempts to open or publish.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+
+/// What a publisher is made of.
+pub struct Parts {
+    pub volume: Volume,
+    pub remote: Remote,
+    pub name: VolumeName,
+    pub opening: Opening,
+    /// The entry that a clean stop left as the newest; the volume was started as current because of it.
+    pub expected: Option<EntryNumber>,
+    pub epoch: Duration,
+    pub clock: Clock,
+    pub sequences: Arc<Sequences>,
+    /// [`Uploader::memory`], shared by all volumes.
+    pub memory: Arc<Semaphore>,
+    pub report: Arc<Report>,
+    /// Called when the chain has been opened.
+    pub opened: Box<dyn FnOnce(VolumeId) + Send>,
+}
+
+/// What a clean stop left: the store equals the newest entry's content before `front`, and need not after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    pub entry: EntryNumber,
+    /// None if the copy is complete.
+    pub front: Option<u64>,
+}
+
+/// Why publishing ended for good.
+enum End {
+    Fenced(String),
+}
+
+impl From<Taken> for End {
+    fn from(taken: Taken) -> Self {
+        Self::Fenced(taken.to_string())
+    }
+}
+
+pub struct Publisher {
+    volume: Volume,
+    chain: ChainWriter,
+    keys: Keys,
+    remote: Remote,
+    numbers: Arc<ObjectNumbers>,
+    uploader: Uploader,
+    slices: Slices,
+    merger: Merger,
+    scan: Option<Scanner>,
+    /// Packs of the scan that no entry names yet.
+    scan_packs: Vec<ObjectRef>,
+    /// Of the scan, as of its last sealing.
+    front: u64,
+    /// Lists of the newest entry's content, its own packs first.
+    levels: [Vec<ObjectRef>; 4],
+    /// The newest entry's content is a draft, or there is none: a point is owed.
+    draft: bool,
+    newest: EntryNumber,
+    last_entry: Instant,
+    epoch: Duration,
+    report: Arc<Report>,
+}
+
+/// Publishes `parts.volume` until `stop`; then what is left, and says what that was. None if the next start has to
+/// compare everything. Whoever cannot wait for the remote drops the future.
+pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Option<Left> {
+    let slices = Slices::new(parts.clock.clone());
+    let mut ticker = JoinSet::new();
+    ticker.spawn(slices.clone().run(parts.volume.clone()));
+    let (volume, report) = (parts.volume.clone(), parts.report.clone());
+    let mut publisher = tokio::select! {
+        opened = Publisher::open(parts, slices) => match opened {
+            Ok(publisher) => publisher,
+            Err(End::Fenced(why)) => {
+                end(&volume, &report, why);
+                return None;
+            }
+        },
+        _ = stop.wait_for(|&stop| stop) => return None,
+    };
+    match publisher.publish_until(&mut stop).await {
+        Ok(left) => left,
+        Err(End::Fenced(why)) => {
+            end(&volume, &report, why);
+            None
+        }
+    }
+}
+
+/// Ends shadowing for good: clients are served, and the status says why.
+pub fn end(volume: &Volume, report: &Report, why: String) {
+    error!(volume = volume.name(), why, "shadowing has ended; clients are served");
+    volume.fence();
+    report.stopped(why);
+}
+
+impl Publisher {
+    async fn open(parts: Parts, slices: Slices) -> Result<Self, End> {
+        let Parts { volume, remote, name, opening, expected, epoch, clock, sequences, memory, report, opened } = parts;
+        let mut pause = RETRY_MIN;
+        let chain = loop {
+            match ChainWriter::open(&remote, &name, opening.clone(), clock.clone()).await {
+                Ok(chain) => break chain,
+                Err(error) if !error.is_final() => {
+                    warn!(volume = %name, error = %with_causes(&error), retry_in = ?pause, "the chain cannot be opened yet");
+                    report.failed(with_causes(&error));
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                Err(error) => return Err(End::Fenced(with_causes(&error))),
+            }
+        };
+        report.reached();
+        opened(chain.volume());
+        let newest = chain.newest().clone();
+        let found = newest.parent;
+        if let Ok(point) = chain.reader().find(At::Latest).await {
+            report.found_point(NewestPoint { number: point.entry.number, time: point.entry.time });
+        }
+        let behind = newest.sequence > sequences.newest();
+        sequences.raise_above(newest.sequence);
+        let unexpected = expected.is_some_and(|expected| expected != found);
+        if unexpected || behind {
+            warn!(volume = %name, newest = %found, "the chain is not as the last stop left it; comparing everything");
+            volume.distrust();
+        }
+        let keys = chain.keys().clone();
+        let numbers = Arc::new(ObjectNumbers::new(newest.generation));
+        let uploader = Uploader::new(remote.clone(), memory, report.clone());
+        Ok(Self {
+            merger: Merger::new(remote.clone(), keys.clone(), numbers.clone(), uploader.clone(), report.clone()),
+            volume,
+            keys,
+            remote,
+            numbers,
+            uploader,
+            slices,
+            scan: None,
+            scan_packs: Vec::new(),
+            front: 0,
+            levels: below(&newest.own, &newest.levels),
+            draft: newest.draft || found.0 == 0,
+            newest: newest.number,
+            last_entry: Instant::now(),
+            epoch,
+            report,
+            chain,
+        })
+    }
+
+    async fn publish_until(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<Left>, End> {
+        let mut urgent = false;
+        loop {
+            if *stop.borrow() {
+                return self.leave().await;
+            }
+            if self.scan.is_none() && self.volume.state() == State::Resyncing {
+                self.start_scan()?;
+            }
+            if urgent || self.is_due() {
+                self.step(false).await?;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => urgent = false,
+                () = self.volume.urgent() => urgent = true,
+                _ = stop.changed() => {}
+            }
+        }
+    }
+
+    fn start_scan(&mut self) -> Result<(), End> {
+        let base = Resolver::new(self.remote.clone(), self.keys.volume(), self.chain.newest(), None)
+            .map_err(|error| End::Fenced(with_causes(&error)))?;
+        info!(volume = self.volume.name(), bytes = self.volume.scan_left(), "comparing the store with the remote copy");
+        self.scan = Some(Scanner::start(
+            self.volume.clone(),
+            base,
+            self.keys.clone(),
+            self.numbers.clone(),
+            self.uploader.clone(),
+            self.report.clone(),
+        ));
+        Ok(())
+    }
+
+    fn is_due(&self) -> bool {
+        let since = self.last_entry.elapsed();
+        match self.volume.state() {
+            State::Shadowing if self.draft || self.scan.is_some() => true,
+            State::Shadowing => since >= self.epoch,
+            State::Resyncing => {
+                let log = self.volume.log();
+                since >= self.epoch.max(DRAFT_EVERY)
+                    || (since >= self.epoch && log.used_bytes() * 2 > log.capacity_bytes())
+            }
+            State::Overflowed => true,
+            State::Fenced => false,
+        }
+    }
+
+    /// Publishes what there is to say, if anything; ends an overflow when that is done.
+    async fn step(&mut self, leaving: bool) -> Result<(), End> {
+        let cut = self.volume.cut();
+        self.seal_scan(leaving).await?;
+        let exact = self.volume.is_exact(cut) && self.scan.is_none();
+        let news = cut.index > self.volume.published().index || !self.scan_packs.is_empty();
+        let owed = exact && (self.draft || self.last_entry.elapsed() >= IDLE_POINT_EVERY);
+        if news || owed || leaving {
+            self.publish(cut, exact, leaving).await?;
+        }
+        if self.scan.is_none() && self.scan_packs.is_empty() && self.volume.resync_if_drained() {
+            info!(volume = self.volume.name(), "what was logged is published; resyncing what was not");
+        }
+        Ok(())
+    }
+
+    /// What the scan read up to any cut that was named before is in `scan_packs` afterwards.
+    async fn seal_scan(&mut self, leaving: bool) -> Result<(), End> {
+        let Some(scan) = &self.scan else { return Ok(()) };
+        let Sealed { packs, front, over } = match scan.seal().await {
+            Some(sealed) => sealed?,
+            // Cannot happen while the scanner's task lives; what it read is lost, so everything is compared again.
+            None => {
+                self.volume.distrust();
+                Sealed { over: true, ..Sealed::default() }
+            }
+        };
+        self.scan_packs.extend(packs);
+        self.front = front;
+        if over || leaving {
+            self.scan = None;
+        }
+        Ok(())
+    }
+
+    async fn publish(&mut self, cut: Cut, exact: bool, leaving: bool) -> Result<(), End> {
+        let published = self.volume.published();
+        let mut slices = self.slices.take(published.index, cut);
+        if (self.draft || !exact) && slices.len() > 1 {
+            slices.drain(..slices.len() - 1);
+        }
+        let Some(mut own) = self.upload(published.index.next(), cut, &slices).await? else {
+            // The log could not be read: what it held is scanned again.
+            return Ok(());
+        };
+        own.extend_from_slice(&self.scan_packs);
+        self.merger.apply(&mut self.levels).await?;
+        let proposal = Proposal {
+            kind: if exact { EntryKind::Point } else { EntryKind::Draft },
+            sequence: cut.sequence,
+            time: slices[slices.len() - 1].time,
+            size: self.volume.size(),
+            draft: !exact,
+            leaving,
+            scan: (!exact).then_some(ScanCursor { front: self.front }),
+            slices: slices.iter().map(|slice| Slice { sequence: slice.cut.sequence, time: slice.time }).collect(),
+            new_bytes: own.iter().map(|pack| pack.length).sum(),
+            own,
+            levels: self.levels.clone(),
+            detail: Vec::new(),
+        };
+        let entry = self.put_entry(proposal).await?;
+        self.volume.set_published(cut);
+        self.levels = below(&entry.own, &entry.levels);
+        self.draft = entry.draft;
+        self.newest = entry.number;
+        self.last_entry = Instant::now();
+        self.scan_packs.clear();
+        if exact {
+            self.report.published_point(NewestPoint { number: entry.number, time: entry.time });
+        }
+        Ok(())
+    }
+
+    /// Puts what shows of the operations from `first` through `cut` in packs, newest first. None if the log could
+    /// not be read.
+    async fn upload(&self, first: LogIndex, cut: Cut, slices: &[SliceCut]) -> Result<Option<Vec<ObjectRef>>, End> {
+        let descriptors = self.volume.batch(cut.index);
+        if descriptors.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let ends: Vec<LogIndex> = slices.iter().map(|slice| slice.cut.index).collect();
+        let (keys, log, generation) = (self.keys.clone(), self.volume.log().clone(), self.numbers.generation());
+        let assembling = tokio::task::spawn_blocking(move || {
+            let mut assembler = Assembler::new(&keys, generation, log, first, descriptors, &ends);
+            let empty = assembler.is_empty();
+            (assembler, empty)
+        });
+        let Ok((mut assembler, mut empty)) = assembling.await else { return Ok(self.log_lost("assembling failed")) };
+        let mut uploads = JoinSet::new();
+        while !empty {
+            let room = self.uploader.room().await;
+            let number = self.numbers.next();
+            let building = tokio::task::spawn_blocking(move || {
+                let pack = assembler.next_pack(number);
+                let empty = assembler.is_empty();
+                (assembler, empty, pack)
+            });
+            let pack = match building.await {
+                Ok((rest, left, pack)) => {
+                    (assembler, empty) = (rest, left);
+                    pack
+                }
+                Err(_) => return Ok(self.log_lost("assembling failed")),
+            };
+            let (body, object) = match pack {
+                Ok(pack) => pack,
+                Err(error @ (AssembleError::Log { .. } | AssembleError::Format(_))) => {
+                    return Ok(self.log_lost(&with_causes(&error)));
+                }
+            };
+            let (uploader, key) = (self.uploader.clone(), self.keys.volume().pack_key(&object));
+            uploads.spawn(async move { uploader.put(key, body, object, Some(room)).await });
+        }
+        let mut packs = Vec::with_capacity(uploads.len());
+        while let Some(uploaded) = uploads.join_next().await {
+            match uploaded {
+                Ok(pack) => packs.push(pack?),
+                Err(_) => return Ok(self.log_lost("an upload ended unexpectedly")),
+            }
+        }
+        packs.sort_unstable_by_key(|pack| std::cmp::Reverse(pack.number));
+        Ok(Some(packs))
+    }
+
+    fn log_lost(&self, why: &str) -> Option<Vec<ObjectRef>> {
+        error!(volume = self.volume.name(), why, "the log cannot be published; comparing what it covered");
+        self.volume.give_up_log();
+        None
+    }
+
+    async fn put_entry(&mut self, proposal: Proposal) -> Result<Arc<crate::format::entry::Entry>, End> {
+        let mut pause = RETRY_MIN;
+        loop {
+            match self.chain.publish(proposal.clone()).await {
+                Ok(published) => {
+                    self.report.reached();
+                    return Ok(published.entry);
+                }
+                Err(error @ PublishError::Fenced(_)) => return Err(End::Fenced(with_causes(&error))),
+                Err(error) => {
+                    let error = with_causes(&error);
+                    warn!(volume = self.volume.name(), error, retry_in = ?pause, "an entry cannot be published yet");
+                    self.report.failed(error);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    /// Publishes all that is left; clients are gone.
+    async fn leave(&mut self) -> Result<Option<Left>, End> {
+        // First, so that the last cut covers all that the scan read.
+        self.seal_scan(true).await?;
+        // Read-backs may still be under way.
+        while self.volume.state() != State::Overflowed && !self.volume.is_quiet() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.step(true).await?;
+        let complete = self.volume.is_quiet() && self.volume.cut() == self.volume.published();
+        let front = match self.volume.state() {
+            State::Shadowing if complete && !self.draft => None,
+            State::Resyncing if complete => Some(self.volume.scan_front()),
+            _ => return Ok(None),
+        };
+        Ok(Some(Left { entry: self.newest, front }))
+    }
+}
+
+/// An entry's lists as the next one builds on them: its own packs become the newest of the first level.
+fn below(own: &[ObjectRef], levels: &[Vec<ObjectRef>; 4]) -> [Vec<ObjectRef>; 4] {
+    let mut levels = levels.clone();
+    levels[0].splice(..0, own.iter().copied());
+    levels
+}

@@ -1,0 +1,365 @@
+//! Compares what a scan reads with the remote copy and uploads only what differs.
+//!
+//! Owns: the packs of one scan. Does not own: which pieces are read, and what happens to them meanwhile
+//! ([`crate::volume::scan`]); naming the packs in an entry ([`super::publisher`]).
+//!
+//! Order: a piece read at log index r holds everything up to r, and later changes of it are in the log. So a scan's
+//! packs stand below the packs of the same entry's log records, and every piece up to an entry's cut must be named by
+//! that entry or an earlier one: that is what [`Scanner::seal`] is for.
+//! Crash: packs that no entry names remain; the next scan compares anew.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use super::assemble::PACK_BYTES;
+use super::numbers::ObjectNumbers;
+use super::status::Report;
+use super::upload::{Room, Taken, Uploader};
+use crate::chain::differs::{Policy, differs};
+use crate::chain::resolve::{Content as Held, Fragment, Resolver};
+use crate::format::codec::FormatError;
+use crate::format::keys::Keys;
+use crate::format::pack::PackBuilder;
+use crate::format::{ObjectRef, Void};
+use crate::units::{BLOCK, Block, Mask, SECTOR, SECTORS_PER_BLOCK, Span};
+use crate::volume::Volume;
+use crate::volume::scan::{Content, Interrupted, Part, Piece};
+
+/// Pieces read at the same time.
+const READS: usize = 4;
+/// Blocks of a hole that are looked up in the remote copy at a time.
+const HOLE_BLOCKS: u64 = 1 << 14;
+
+/// A scan under way.
+pub struct Scanner {
+    requests: mpsc::Sender<oneshot::Sender<Result<Sealed, Taken>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// What a scan has uploaded since it was sealed last.
+#[derive(Debug, Default)]
+pub struct Sealed {
+    pub packs: Vec<ObjectRef>,
+    /// Every piece before this byte is in packs or was found equal.
+    pub front: u64,
+    /// Nothing more will come: the scan has come to its end or was interrupted.
+    pub over: bool,
+}
+
+impl Scanner {
+    /// Begins to scan `volume`, comparing with what `base` shows.
+    pub fn start(
+        volume: Volume,
+        base: Resolver,
+        keys: Keys,
+        numbers: Arc<ObjectNumbers>,
+        uploader: Uploader,
+        report: Arc<Report>,
+    ) -> Self {
+        let (requests, receiver) = mpsc::channel(1);
+        let scan = Scan {
+            volume,
+            base: Arc::new(base),
+            keys,
+            numbers,
+            uploader,
+            report,
+            pack: None,
+            uploads: JoinSet::new(),
+            packs: Vec::new(),
+            front: 0,
+            failed: None,
+        };
+        Self { requests, task: tokio::spawn(scan.run(receiver)) }
+    }
+
+    /// Uploads all that has been read up to now, and tells what it was. None if the scan has gone.
+    pub async fn seal(&self) -> Option<Result<Sealed, Taken>> {
+        let (reply, sealed) = oneshot::channel();
+        self.requests.send(reply).await.ok()?;
+        sealed.await.ok()
+    }
+}
+
+impl Drop for Scanner {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Scan {
+    volume: Volume,
+    base: Arc<Resolver>,
+    keys: Keys,
+    numbers: Arc<ObjectNumbers>,
+    uploader: Uploader,
+    report: Arc<Report>,
+    pack: Option<(PackBuilder, u64, Room)>,
+    uploads: JoinSet<Result<ObjectRef, Taken>>,
+    packs: Vec<ObjectRef>,
+    front: u64,
+    failed: Option<Taken>,
+}
+
+type SealRequest = oneshot::Sender<Result<Sealed, Taken>>;
+
+impl Scan {
+    async fn run(mut self, mut requests: mpsc::Receiver<SealRequest>) {
+        let mut reading = FuturesOrdered::new();
+        let mut over = false;
+        let mut sealing: Option<SealRequest> = None;
+        loop {
+            if reading.is_empty()
+                && let Some(reply) = sealing.take()
+            {
+                let sealed = self.seal(over).await;
+                if reply.send(sealed).is_err() || over {
+                    return;
+                }
+                continue;
+            }
+            let more = !over && sealing.is_none() && reading.len() < READS;
+            tokio::select! {
+                biased;
+                request = requests.recv(), if sealing.is_none() => match request {
+                    Some(reply) => sealing = Some(reply),
+                    None => return,
+                },
+                turn = self.volume.scan_next(), if more => match turn {
+                    Ok(Some(turn)) => reading.push_back(turn.read()),
+                    Ok(None) => over = true,
+                    Err(Interrupted) => over = true,
+                },
+                Some(piece) = reading.next(), if !reading.is_empty() => match piece {
+                    Ok(piece) => self.take(piece).await,
+                    Err(Interrupted) => over = true,
+                },
+            }
+            while let Some(uploaded) = self.uploads.try_join_next() {
+                self.uploaded(uploaded);
+            }
+        }
+    }
+
+    async fn seal(&mut self, over: bool) -> Result<Sealed, Taken> {
+        self.close_pack();
+        while let Some(uploaded) = self.uploads.join_next().await {
+            self.uploaded(uploaded);
+        }
+        if let Some(taken) = self.failed.take() {
+            return Err(taken);
+        }
+        Ok(Sealed { packs: std::mem::take(&mut self.packs), front: self.front, over })
+    }
+
+    fn uploaded(&mut self, uploaded: Result<Result<ObjectRef, Taken>, tokio::task::JoinError>) {
+        match uploaded {
+            Ok(Ok(pack)) => self.packs.push(pack),
+            Ok(Err(taken)) => self.failed = Some(taken),
+            Err(error) => error!(volume = self.report.volume(), %error, "an upload ended unexpectedly"),
+        }
+    }
+
+    fn close_pack(&mut self) {
+        if let Some((pack, _, room)) = self.pack.take()
+            && !pack.is_empty()
+        {
+            let uploader = self.uploader.clone();
+            let (body, object) = pack.finish();
+            let key = self.keys.volume().pack_key(&object);
+            self.uploads.spawn(async move { uploader.put(key, body, object, Some(room)).await });
+        }
+    }
+
+    async fn take(&mut self, piece: Piece) {
+        match piece.content {
+            Content::Logged => {}
+            Content::Hole => self.take_hole(piece.span).await,
+            Content::Parts(parts) => self.take_parts(piece.span, parts).await,
+        }
+        self.front = piece.span.end;
+    }
+
+    /// Zeroes wherever the remote copy names anything else.
+    async fn take_hole(&mut self, span: Span) {
+        let end = span.end.div_ceil(BLOCK);
+        let mut block = span.start / BLOCK;
+        loop {
+            let next = retry(&self.report, || self.base.next_named(Block(block))).await;
+            // Without an answer nothing can be skipped.
+            block = match next {
+                Some(Some(next)) => next.0.max(block),
+                Some(None) => return,
+                None => block,
+            };
+            if block >= end {
+                return;
+            }
+            let count = HOLE_BLOCKS.min(end - block);
+            let held = retry(&self.report, || self.base.resolve(Block(block), count)).await;
+            let blocks = match held {
+                Some(held) => zeroes_over(&held),
+                None => vec![(Block(block), count, Mask::FULL)],
+            };
+            if !blocks.is_empty() {
+                let pack = self.pack().await;
+                for (first, count, mask) in blocks {
+                    pushed(pack.push_void(first, count, 0, mask, Void::Zero));
+                }
+            }
+            block += count;
+        }
+    }
+
+    async fn take_parts(&mut self, span: Span, parts: Vec<(Span, Part)>) {
+        let first = Block::of(span.start);
+        let count = span.end.div_ceil(BLOCK) - first.0;
+        let held = retry(&self.report, || self.base.resolve(first, count)).await;
+        if self.pack.as_ref().is_some_and(|(pack, ..)| pack.stored_bytes() >= PACK_BYTES) {
+            self.close_pack();
+        }
+        self.pack().await;
+        let Some((mut pack, number, room)) = self.pack.take() else { return };
+        let keys = self.keys.clone();
+        let filled = tokio::task::spawn_blocking(move || {
+            compare(&keys, span, &parts, held.as_deref(), &mut pack);
+            pack
+        });
+        match filled.await {
+            Ok(pack) => self.pack = Some((pack, number, room)),
+            Err(error) => error!(volume = self.report.volume(), %error, "a scan's pack was lost"),
+        }
+    }
+
+    async fn pack(&mut self) -> &mut PackBuilder {
+        if self.pack.is_none() {
+            let room = self.uploader.room().await;
+            let number = self.numbers.next();
+            self.pack = Some((PackBuilder::new(&self.keys, self.numbers.generation(), number), number, room));
+        }
+        &mut self.pack.as_mut().expect("made just now").0
+    }
+}
+
+/// Adds what differs from what is `held` (none: everything counts as different) to the pack.
+fn compare(keys: &Keys, span: Span, parts: &[(Span, Part)], held: Option<&[Fragment]>, pack: &mut PackBuilder) {
+    let mut held_from = 0;
+    for block in span.start / BLOCK..span.end.div_ceil(BLOCK) {
+        let mut bytes = vec![0; BLOCK as usize];
+        let within = Span::at(block * BLOCK, BLOCK).intersect(span);
+        let present = sectors(block, within);
+        let mut unreadable = Mask::NONE;
+        for (part_span, part) in parts {
+            let common = part_span.intersect(within);
+            if common.is_empty() {
+                continue;
+            }
+            match part {
+                Part::Unreadable => unreadable = unreadable.or(sectors(block, common)),
+                Part::Data(data) => {
+                    let to = (common.start - block * BLOCK) as usize;
+                    let from = (common.start - part_span.start) as usize;
+                    let length = common.len() as usize;
+                    bytes[to..to + length].copy_from_slice(&data[from..from + length]);
+                }
+            }
+        }
+        let different = match held {
+            Some(held) => {
+                held_from += held[held_from..].partition_point(|fragment| fragment.first.0 + fragment.count <= block);
+                let of_block = held[held_from..].iter().take_while(|fragment| fragment.first.0 <= block);
+                let fragments: Vec<Fragment> = of_block.cloned().collect();
+                differs(keys, &bytes, Block(block), &fragments, Policy::Strict)
+            }
+            None => Mask::FULL,
+        };
+        let different = different.and(present).minus(unreadable);
+        let (zeroes, data) = split_zeroes(&bytes, different);
+        if !data.is_empty() {
+            pushed(pack.push_data(Block(block), 0, data, &gather(&bytes, data)));
+        }
+        for (mask, void) in [(zeroes, Void::Zero), (unreadable, Void::Unreadable)] {
+            if !mask.is_empty() {
+                pushed(pack.push_void(Block(block), 1, 0, mask, void));
+            }
+        }
+    }
+}
+
+/// The sectors of `block` that the bytes touch.
+fn sectors(block: u64, span: Span) -> Mask {
+    let begin = block * BLOCK;
+    let first = (span.start - begin) / SECTOR;
+    let end = (span.end - begin).div_ceil(SECTOR);
+    Mask::range(first as u32, (end - first) as u32)
+}
+
+/// A block that is zero in all sectors that differ needs no data; one that is not is data throughout, for a record
+/// more costs more than zeroes that compress to nothing.
+fn split_zeroes(bytes: &[u8], different: Mask) -> (Mask, Mask) {
+    let zero = |(first, count): (u32, u32)| {
+        bytes[(first as usize * SECTOR as usize)..][..count as usize * SECTOR as usize].iter().all(|&byte| byte == 0)
+    };
+    if different.runs().all(zero) { (different, Mask::NONE) } else { (Mask::NONE, different) }
+}
+
+/// The sectors' bytes, one after the other.
+fn gather(bytes: &[u8], mask: Mask) -> Bytes {
+    let mut gathered = Vec::with_capacity(mask.count() as usize * SECTOR as usize);
+    for (first, count) in mask.runs() {
+        let from = first as usize * SECTOR as usize;
+        gathered.extend_from_slice(&bytes[from..from + count as usize * SECTOR as usize]);
+    }
+    gathered.into()
+}
+
+/// Where zeroes must be recorded over what is held: everything named, but zeroes.
+fn zeroes_over(held: &[Fragment]) -> Vec<(Block, u64, Mask)> {
+    let mut blocks: Vec<(Block, u64, Mask)> = Vec::new();
+    for fragment in held.iter().filter(|fragment| fragment.content != Held::Void(Void::Zero)) {
+        match blocks.last_mut() {
+            Some((first, 1, mask)) if *first == fragment.first && fragment.count == 1 => *mask = mask.or(fragment.mask),
+            _ => blocks.push((fragment.first, fragment.count, fragment.mask)),
+        }
+    }
+    blocks
+}
+
+/// A record that a pack refuses was put in out of order: a fault of this module, which no input can provoke.
+fn pushed(result: Result<(), FormatError>) {
+    if let Err(error) = result {
+        error!(%error, "a record was not taken by its pack");
+        debug_assert!(false, "{error}");
+    }
+}
+
+/// Asks the remote copy; where it cannot tell (an object is missing or damaged), everything counts as different.
+async fn retry<T, F: Future<Output = Result<T, crate::chain::resolve::ResolveError>>>(
+    report: &Report,
+    mut ask: impl FnMut() -> F,
+) -> Option<T> {
+    let mut pause = std::time::Duration::from_millis(500);
+    loop {
+        match ask().await {
+            Ok(answer) => return Some(answer),
+            Err(error) if error.is_transient() => {
+                warn!(volume = report.volume(), %error, retry_in = ?pause, "the remote is not available");
+                report.failed(error.to_string());
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(std::time::Duration::from_secs(15));
+            }
+            Err(error) => {
+                info!(volume = report.volume(), %error, "the remote copy cannot be compared here; uploading what the store holds");
+                return None;
+            }
+        }
+    }
+}
+
+const _: () = assert!(SECTORS_PER_BLOCK as u64 * SECTOR == BLOCK);

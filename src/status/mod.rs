@@ -1,0 +1,127 @@
+//! What a running gateway tells of itself, over a unix socket in its state folder.
+//!
+//! The protocol: whoever connects is sent one JSON document ([`Status`]) and the connection is closed. The socket lies
+//! in a folder that only its owner may enter; nothing secret and nothing of the volumes' content is in the document.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tracing::warn;
+
+/// Name of the socket in the state folder.
+pub const SOCKET: &str = "status.sock";
+/// A client that does not take its answer within this time is given up.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Larger than the status of thousands of volumes.
+const DOCUMENT_MAX: u64 = 16 << 20;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub volumes: Vec<VolumeStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    pub name: String,
+    /// `resyncing`, `shadowing`, `overflowed` or `fenced`.
+    pub state: String,
+    /// Bytes.
+    pub size: u64,
+    /// Payload that is in the log and in no entry of the chain.
+    pub lag_bytes: u64,
+    /// Client writes that are in no entry of the chain.
+    pub lag_writes: u64,
+    /// Age of the oldest change that is in no recovery point.
+    pub lag_seconds: f64,
+    /// That age is over the configuration's `max_age`.
+    pub late: bool,
+    pub newest_point: Option<PointStatus>,
+    pub log: LogStatus,
+    /// Bytes of the scan under way that are done; equal to `total` when there is none.
+    pub scanned: u64,
+    pub total: u64,
+    /// Bytes uploaded since the start.
+    pub uploaded: u64,
+    /// Points published since the start.
+    pub points: u64,
+    pub last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PointStatus {
+    pub number: u64,
+    /// RFC 3339.
+    pub time: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// Bytes.
+    pub used: u64,
+    pub size: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    #[error("listen on {}", path.display())]
+    Listen { path: PathBuf, source: std::io::Error },
+    #[error("connect to {}; is the gateway running?", path.display())]
+    Connect { path: PathBuf, source: std::io::Error },
+    #[error("read the answer of {}", path.display())]
+    Answer { path: PathBuf, source: std::io::Error },
+    #[error("the answer of {} is not a status; is the gateway of another version?", path.display())]
+    Document { path: PathBuf, source: serde_json::Error },
+}
+
+/// Listens in the state folder `state`. A socket left by an earlier process is replaced: the caller holds the folder.
+pub fn listen(state: &Path) -> Result<UnixListener, StatusError> {
+    let path = state.join(SOCKET);
+    let failed = |source| StatusError::Listen { path: path.clone(), source };
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&path, owner_only).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Answers everyone who connects, until it is dropped.
+pub async fn answer(listener: UnixListener, status: Arc<dyn Fn() -> Status + Send + Sync>) {
+    loop {
+        match listener.accept().await {
+            Ok((mut stream, _)) => {
+                let document = serde_json::to_vec(&status()).unwrap_or_default();
+                tokio::spawn(async move {
+                    // Whoever goes away before the end does not want to know.
+                    let _ = tokio::time::timeout(ANSWER_MAX, stream.write_all(&document)).await;
+                });
+            }
+            Err(error) => {
+                warn!(%error, "a status request could not be taken");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Asks the gateway whose state folder it is.
+pub async fn ask(state: &Path) -> Result<Status, StatusError> {
+    let path = state.join(SOCKET);
+    let stream = match UnixStream::connect(&path).await {
+        Ok(stream) => stream,
+        Err(source) => return Err(StatusError::Connect { path, source }),
+    };
+    let mut document = Vec::new();
+    let mut stream = stream.take(DOCUMENT_MAX);
+    let read = tokio::time::timeout(ANSWER_MAX, stream.read_to_end(&mut document));
+    match read.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+        Err(source) => Err(StatusError::Answer { path, source }),
+        Ok(_) => serde_json::from_slice(&document).map_err(|source| StatusError::Document { path, source }),
+    }
+}

@@ -1,0 +1,486 @@
+//! The volume: stands in front of a local store as a [`Disk`] and copies every change into the write log.
+//!
+//! Owns: the order of changes, what is known of their outcomes, and which regions are not known to be equal to the
+//! remote copy. Does not own: when a recovery point is made, and what becomes of it ([`crate::snapshot`]).
+//!
+//! The path of a change of [a, b):
+//! 1. Its range is locked, rounded out to whole sectors ([`ranges`]).
+//! 2. In one critical section it gets its log index and sequence, and its record is queued ([`admission`]).
+//! 3. The store gets the request as it came. The reply is the store's, whatever happens to the log.
+//! 4. The lock ends when the store has answered. An outcome that is not known (an error, ragged edges) is read back
+//!    from the store under the same lock, after the reply; until then no cut is named ([`progress`]).
+//!
+//! Reads go to the store and nowhere else. Clients never wait for the log (but for `sync = "flush"`), nor for the
+//! remote. A crash costs a full comparison of the store with the remote copy: the marks that will bound it have their
+//! place in [`admission`], step 2.
+
+pub mod admission;
+pub mod descriptor;
+pub mod progress;
+pub mod ranges;
+pub mod regions;
+pub mod scan;
+pub mod sequences;
+
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use crate::disk::{Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
+use crate::format::log::LogOp;
+use crate::units::{LogIndex, REQUEST_MAX, SECTOR, Span};
+use crate::writelog::VolumeLog;
+
+pub use admission::{Lag, State};
+pub use descriptor::{Descriptor, Effect};
+pub use progress::Cut;
+pub use sequences::Sequences;
+
+use admission::{Admission, Ticket};
+use ranges::{RangeGuard, RangeLock};
+
+/// How long a client's flush waits for the log, with `sync = "flush"`, before it is answered without.
+pub const LOG_SYNC_MAX: Duration = Duration::from_secs(2);
+
+/// How a volume begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The remote copy was current when the last run ended, and the store has not changed since.
+    Current,
+    /// The store may differ from the remote copy from this byte on; all before it was scanned.
+    Resync { front: u64 },
+}
+
+/// A local store with its log in front. Cheap to clone.
+#[derive(Clone)]
+pub struct Volume(Arc<Core>);
+
+struct Core {
+    name: String,
+    store: Arc<dyn Disk>,
+    geometry: Geometry,
+    log: VolumeLog,
+    sequences: Arc<Sequences>,
+    /// Flushes wait for the log too.
+    sync_log: bool,
+    ranges: Arc<RangeLock>,
+    admission: Mutex<Admission>,
+    /// The store's incarnation when it was last trusted.
+    incarnation: AtomicU64,
+    /// Wakes the publisher when there is something that should not wait for its next tick.
+    urgent: Notify,
+}
+
+/// A change as a client asks for it.
+enum Request {
+    Write(Bytes),
+    Trim,
+    Zeroes(ZeroMode),
+}
+
+impl Volume {
+    pub fn new(
+        name: &str,
+        store: Arc<dyn Disk>,
+        log: VolumeLog,
+        sequences: Arc<Sequences>,
+        sync_log: bool,
+        start: Start,
+    ) -> Self {
+        let geometry = store.geometry();
+        let mut admission = Admission::new(geometry.size, sequences.newest());
+        if let Start::Resync { front } = start {
+            admission.start_resync(front);
+        }
+        Self(Arc::new(Core {
+            name: name.to_owned(),
+            incarnation: AtomicU64::new(store.incarnation()),
+            geometry,
+            store,
+            log,
+            sequences,
+            sync_log,
+            ranges: Arc::default(),
+            admission: Mutex::new(admission),
+            urgent: Notify::new(),
+        }))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub fn size(&self) -> u64 {
+        self.0.geometry.size
+    }
+
+    pub fn log(&self) -> &VolumeLog {
+        &self.0.log
+    }
+
+    pub fn state(&self) -> State {
+        self.0.admission.lock().state()
+    }
+
+    pub fn lag(&self) -> Lag {
+        self.0.admission.lock().lag(Instant::now())
+    }
+
+    /// Bytes that a scan has still to read.
+    pub fn scan_left(&self) -> u64 {
+        self.0.admission.lock().scan_left()
+    }
+
+    /// To be called once a second: keeps the age of the lag, and notices a store that came back.
+    pub fn tick(&self) {
+        self.0.admission.lock().tick(Instant::now());
+        self.0.check_incarnation();
+    }
+
+    /// Names the newest cut that can be named; stops nobody.
+    pub fn cut(&self) -> Cut {
+        let appended = self.0.log.appended();
+        self.0.admission.lock().cut(appended)
+    }
+
+    pub fn is_exact(&self, cut: Cut) -> bool {
+        self.0.admission.lock().is_exact(cut.index)
+    }
+
+    /// The operations after the last published cut through `through`, oldest first: the first has the index after
+    /// that cut's.
+    pub fn batch(&self, through: LogIndex) -> Vec<Descriptor> {
+        self.0.admission.lock().batch(through)
+    }
+
+    /// What [`Self::set_published`] was told last.
+    pub fn published(&self) -> Cut {
+        self.0.admission.lock().published()
+    }
+
+    /// An entry whose content is the volume at `cut` stands in the chain: the log is freed up to there.
+    pub fn set_published(&self, cut: Cut) {
+        self.0.admission.lock().set_published(&self.0.log, cut);
+    }
+
+    /// What the store holds is not known to be what was logged: everything is to be compared.
+    pub fn distrust(&self) {
+        self.0.admission.lock().distrust();
+        self.0.urgent.notify_one();
+    }
+
+    /// Whether every operation has been answered, and its record written.
+    pub fn is_quiet(&self) -> bool {
+        self.0.admission.lock().is_quiet(self.0.log.appended())
+    }
+
+    /// In Resyncing: everything before this byte has been scanned.
+    pub fn scan_front(&self) -> u64 {
+        self.0.admission.lock().scan_ahead().map_or(self.size(), |run| run.start)
+    }
+
+    /// Another gateway publishes: nothing is logged from now on.
+    pub fn fence(&self) {
+        self.0.admission.lock().fence(&self.0.log);
+    }
+
+    /// The log cannot be read: what it held is to be read from the store instead.
+    pub fn give_up_log(&self) {
+        self.0.admission.lock().give_up();
+        self.0.urgent.notify_one();
+    }
+
+    /// After an overflow, when all that was logged is published: begins to scan what was not. True if it did.
+    pub fn resync_if_drained(&self) -> bool {
+        let mut admission = self.0.admission.lock();
+        let drained = admission.is_drained(&self.0.log);
+        if drained {
+            admission.begin_resync(&self.0.log);
+        }
+        drained
+    }
+
+    /// Returns when something should be published before the next tick.
+    pub async fn urgent(&self) {
+        self.0.urgent.notified().await;
+    }
+}
+
+impl Core {
+    fn submit(self: &Arc<Self>, span: Span, request: Request, fua: bool) -> Pending<()> {
+        if span.is_empty() {
+            return self.issue(span, request, fua);
+        }
+        let locked = span.rounded_out(SECTOR);
+        match self.ranges.try_acquire(locked) {
+            Some(guard) => self.begin(guard, span, request, fua),
+            None => {
+                let core = self.clone();
+                detached(async move {
+                    let guard = core.ranges.acquire(locked).await;
+                    core.begin(guard, span, request, fua).await
+                })
+            }
+        }
+    }
+
+    /// Steps 2 to 4, with the range held.
+    fn begin(self: &Arc<Self>, guard: RangeGuard, span: Span, request: Request, fua: bool) -> Pending<()> {
+        let ticket = self.admit(span, &request);
+        let fast_only = matches!(request, Request::Zeroes(ZeroMode { fast_only: true, .. }));
+        match self.issue(span, request, fua) {
+            Pending::Ready(answer) => {
+                let answer = answer.expect("not polled yet");
+                self.finish(guard, ticket, span, answer, fast_only);
+                Pending::ready(answer)
+            }
+            Pending::Later(answer) => {
+                let core = self.clone();
+                detached(async move {
+                    let answer = answer.await;
+                    core.finish(guard, ticket, span, answer, fast_only);
+                    answer
+                })
+            }
+        }
+    }
+
+    fn issue(&self, span: Span, request: Request, fua: bool) -> Pending<()> {
+        match request {
+            Request::Write(data) => self.store.write(span.start, data, fua),
+            Request::Trim => self.store.trim(span.start, span.len(), fua),
+            Request::Zeroes(mode) => self.store.write_zeroes(span.start, span.len(), mode, fua),
+        }
+    }
+
+    fn admit(&self, span: Span, request: &Request) -> Ticket {
+        let inner = admission::inner(span, self.geometry.size);
+        let (op, payload) = match request {
+            Request::Write(data) if inner.is_empty() => (LogOp::Write, data.slice(..0)),
+            Request::Write(data) => {
+                let from = (inner.start - span.start) as usize;
+                (LogOp::Write, whole_sectors(data.slice(from..from + inner.len() as usize)))
+            }
+            Request::Trim if self.geometry.abilities.trim_reads_zero => (LogOp::Zero, Bytes::new()),
+            Request::Trim => (LogOp::Trim, Bytes::new()),
+            Request::Zeroes(_) => (LogOp::Zero, Bytes::new()),
+        };
+        let mut admission = self.admission.lock();
+        let was = admission.state();
+        // Regions are marked by what the operation may change, edges included; the record holds what it says.
+        let ticket = admission.admit(&self.log, &self.sequences, op, span, inner, payload);
+        self.announce(was, &admission, "the log is full or failed");
+        ticket
+    }
+
+    /// Step 4: what the store's answer means for the log.
+    fn finish(
+        self: &Arc<Self>,
+        guard: RangeGuard,
+        ticket: Ticket,
+        span: Span,
+        answer: Result<(), DiskError>,
+        fast_only: bool,
+    ) {
+        let Ticket(Some(index)) = ticket else {
+            if answer == Err(DiskError::Lost) {
+                self.lost("a change");
+            }
+            return;
+        };
+        match answer {
+            Ok(()) => {
+                let edges = self.edges(span);
+                if edges.is_empty() {
+                    self.admission.lock().complete(index);
+                } else {
+                    self.admission.lock().complete_ragged(index, edges.len() as u32);
+                    self.read_back(guard, index, edges);
+                }
+            }
+            Err(DiskError::Refused(_)) => self.admission.lock().void(index),
+            Err(DiskError::Io(Errno::ENOTSUP)) if fast_only => self.admission.lock().void(index),
+            Err(DiskError::Io(errno)) => {
+                let unknown = self.clip(span.rounded_out(SECTOR));
+                warn!(volume = self.name, range = %unknown, %errno, "the store failed a change; reading back what it holds");
+                self.admission.lock().void_unknown(index, 1);
+                self.read_back(guard, index, vec![unknown]);
+            }
+            Err(DiskError::Lost) => {
+                self.admission.lock().void_unknown(index, 1);
+                self.lost("a change");
+            }
+        }
+    }
+
+    /// The sectors that a change covers in part only.
+    fn edges(&self, span: Span) -> Vec<Span> {
+        let inner = admission::inner(span, self.geometry.size);
+        let outer = self.clip(span.rounded_out(SECTOR));
+        if inner.is_empty() {
+            return vec![outer];
+        }
+        [Span::new(outer.start, inner.start.max(outer.start)), Span::new(inner.end.min(outer.end), outer.end)]
+            .into_iter()
+            .filter(|edge| !edge.is_empty())
+            .collect()
+    }
+
+    fn clip(&self, span: Span) -> Span {
+        Span::new(span.start, span.end.min(self.geometry.size))
+    }
+
+    /// Finds out what stands in `parts`, which `index` left unknown, holding its range meanwhile. Nobody waits.
+    fn read_back(self: &Arc<Self>, guard: RangeGuard, index: LogIndex, parts: Vec<Span>) {
+        let core = self.clone();
+        tokio::spawn(async move {
+            for part in parts {
+                if part.len() > u64::from(REQUEST_MAX) {
+                    // More than a log record holds: the scan of a resync reads it instead.
+                    let mut admission = core.admission.lock();
+                    let was = admission.state();
+                    admission.stop_logging(part);
+                    core.announce(was, &admission, "a range too large to read back is unknown");
+                    return;
+                }
+                let (op, payload) = match core.store.read(part.start, part.len() as u32).await {
+                    Ok(data) => (LogOp::ReadBack, whole_sectors(data)),
+                    Err(DiskError::Lost) => return core.lost("a read-back"),
+                    Err(error) => {
+                        warn!(volume = core.name, range = %part, %error, "a range cannot be read back; it is unreadable in points");
+                        (LogOp::Unreadable, Bytes::new())
+                    }
+                };
+                let mut admission = core.admission.lock();
+                let was = admission.state();
+                if let Ticket(Some(by)) = admission.admit_found(&core.log, op, part, payload) {
+                    admission.settle(index, by);
+                    admission.complete(by);
+                }
+                core.announce(was, &admission, "the log is full or failed");
+            }
+            drop(guard);
+        });
+    }
+
+    /// The store's connection was lost: what completed but was not flushed may be gone, what was in flight may or
+    /// may not have happened.
+    fn lost(&self, during: &str) {
+        let mut admission = self.admission.lock();
+        let was = admission.state();
+        admission.distrust();
+        self.announce(was, &admission, "the store was lost");
+        drop(admission);
+        warn!(volume = self.name, during, "the store was lost; it will be compared in full");
+        self.urgent.notify_one();
+    }
+
+    fn check_incarnation(&self) {
+        let incarnation = self.store.incarnation();
+        if self.incarnation.swap(incarnation, Ordering::Relaxed) != incarnation {
+            self.lost("a reconnection");
+        }
+    }
+
+    /// Tells of the end of logging, once.
+    fn announce(&self, was: State, admission: &Admission, why: &str) {
+        if admission.state() == State::Overflowed && was != State::Overflowed {
+            error!(volume = self.name, why, "shadowing is interrupted; clients are served, a resync follows");
+            self.urgent.notify_one();
+        }
+    }
+}
+
+/// Filled up with zeroes to whole sectors; copies only at the end of an odd-sized volume.
+fn whole_sectors(data: Bytes) -> Bytes {
+    let rest = data.len() % SECTOR as usize;
+    if rest == 0 {
+        return data;
+    }
+    let mut padded = BytesMut::with_capacity(data.len().next_multiple_of(SECTOR as usize));
+    padded.extend_from_slice(&data);
+    padded.resize(data.len().next_multiple_of(SECTOR as usize), 0);
+    padded.freeze()
+}
+
+/// Runs to its end even if nobody waits for it.
+fn detached<T: Send + Unpin + 'static>(
+    operation: impl Future<Output = Result<T, DiskError>> + Send + 'static,
+) -> Pending<T> {
+    let task = tokio::spawn(operation);
+    Pending::later(async move { task.await.unwrap_or(Err(DiskError::Lost)) })
+}
+
+impl Disk for Volume {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry
+    }
+
+    fn read(&self, offset: u64, length: u32) -> Pending<Bytes> {
+        self.0.store.read(offset, length)
+    }
+
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
+        self.0.submit(Span::at(offset, data.len() as u64), Request::Write(data), fua)
+    }
+
+    fn flush(&self) -> Pending<()> {
+        let core = self.0.clone();
+        let flushed = self.0.store.flush();
+        detached(async move {
+            let answer = flushed.await;
+            match answer {
+                Ok(()) if core.sync_log => core.sync_log().await,
+                Ok(()) | Err(DiskError::Refused(_)) => {}
+                Err(DiskError::Lost) => core.lost("a flush"),
+                Err(DiskError::Io(errno)) => {
+                    error!(volume = core.name, %errno, "the store failed a flush; it will be compared in full");
+                    core.admission.lock().distrust();
+                    core.urgent.notify_one();
+                }
+            }
+            answer
+        })
+    }
+
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> Pending<()> {
+        self.0.submit(Span::at(offset, length), Request::Trim, fua)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode, fua: bool) -> Pending<()> {
+        self.0.submit(Span::at(offset, length), Request::Zeroes(mode), fua)
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> Pending<()> {
+        self.0.store.cache(offset, length)
+    }
+
+    fn extents(&self, offset: u64, length: u64, limit: usize) -> Pending<Vec<Extent>> {
+        self.0.store.extents(offset, length, limit)
+    }
+
+    fn identity(&self) -> Identity {
+        self.0.store.identity()
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.0.store.incarnation()
+    }
+}
+
+impl Core {
+    /// For `sync = "flush"`: waits until what is logged is durable, but never longer than [`LOG_SYNC_MAX`].
+    async fn sync_log(&self) {
+        let through = self.admission.lock().newest();
+        if tokio::time::timeout(LOG_SYNC_MAX, self.log.sync(through)).await.is_err() {
+            warn!(volume = self.name, waited = ?LOG_SYNC_MAX, "the log is slow; a flush was answered without it");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A set of regions of a volume: one bit each, 2 MiB for 64 TiB.
+
+use crate::units::{REGION, Span};
+
+/// Regions 0, 1, 2 … of a volume, each in the set or not.
+#[derive(Clone, Debug, Default)]
+pub struct RegionSet {
+    words: Vec<u64>,
+    regions: u64,
+    members: u64,
+}
+
+impl RegionSet {
+    /// The empty set over a volume of `size` bytes.
+    pub fn new(size: u64) -> Self {
+        let regions = size.div_ceil(REGION);
+        Self { words: vec![0; regions.div_ceil(64) as usize], regions, members: 0 }
+    }
+
+    /// How many regions are in the set.
+    pub fn len(&self) -> u64 {
+        self.members
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.members == 0
+    }
+
+    pub fn contains(&self, region: u64) -> bool {
+        self.words[(region / 64) as usize] >> (region % 64) & 1 == 1
+    }
+
+    /// Adds every region that the bytes touch; a word at a time, for a trim may touch them all.
+    pub fn insert(&mut self, span: Span) {
+        self.update(span, |word, bits| *word |= bits);
+    }
+
+    /// Removes every region that the bytes touch.
+    pub fn remove(&mut self, span: Span) {
+        self.update(span, |word, bits| *word &= !bits);
+    }
+
+    fn update(&mut self, span: Span, change: impl Fn(&mut u64, u64)) {
+        let (mut region, end) = self.touched(span);
+        while region < end {
+            let bit = region % 64;
+            let count = (64 - bit).min(end - region);
+            let bits = (u64::MAX >> (64 - count)) << bit;
+            let word = &mut self.words[(region / 64) as usize];
+            let before = word.count_ones();
+            change(word, bits);
+            self.members = self.members + u64::from(word.count_ones()) - u64::from(before);
+            region += count;
+        }
+    }
+
+    /// Whether every region that the bytes touch is in the set.
+    pub fn contains_all(&self, span: Span) -> bool {
+        let (start, end) = self.touched(span);
+        (start..end).all(|region| self.contains(region))
+    }
+
+    /// Whether any region that the bytes touch is in the set.
+    pub fn contains_any(&self, span: Span) -> bool {
+        let (start, end) = self.touched(span);
+        self.next_from(start).is_some_and(|region| region < end)
+    }
+
+    /// The first region in the set that is not before `region`.
+    pub fn next_from(&self, region: u64) -> Option<u64> {
+        if region >= self.regions {
+            return None;
+        }
+        let mut index = (region / 64) as usize;
+        let mut word = self.words[index] & (u64::MAX << (region % 64));
+        loop {
+            if word != 0 {
+                return Some(index as u64 * 64 + u64::from(word.trailing_zeros()));
+            }
+            index += 1;
+            word = *self.words.get(index)?;
+        }
+    }
+
+    /// The first region that is not in the set and not before `region`; the number of regions if there is none.
+    pub fn next_absent(&self, region: u64) -> u64 {
+        (region..self.regions).find(|&region| !self.contains(region)).unwrap_or(self.regions)
+    }
+
+    fn touched(&self, span: Span) -> (u64, u64) {
+        let out = span.rounded_out(REGION);
+        let end = (out.end / REGION).min(self.regions);
+        ((out.start / REGION).min(end), end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_touches_the_regions_of_its_first_and_last_byte_and_all_between() {
+        let mut set = RegionSet::new(300 * REGION);
+        set.insert(Span::new(REGION - 1, 200 * REGION + 1));
+        assert_eq!(set.len(), 201);
+        assert!(set.contains(0) && set.contains(200) && !set.contains(201));
+        set.remove(Span::new(REGION, 100 * REGION));
+        assert_eq!(set.len(), 102);
+        assert_eq!(set.next_from(1), Some(100));
+        assert_eq!(set.next_from(201), None);
+        assert_eq!(set.next_absent(100), 201);
+        assert!(set.contains_all(Span::new(100 * REGION, 201 * REGION)));
+        assert!(!set.contains_all(Span::new(99 * REGION, 101 * REGION)));
+        assert!(set.contains_any(Span::new(99 * REGION, 101 * REGION)));
+        assert!(!set.contains_any(Span::new(REGION, 100 * REGION)));
+    }
+}

@@ -1,0 +1,210 @@
+//! Reads the marked regions of a volume from front to back, while clients change it.
+//!
+//! A piece is read with its range held, so no change is in flight on it: what is read is the store at the piece's
+//! log index exactly. The front moves in the critical section that gives the index: a later change of the piece is
+//! behind the front and logged. Writers of the same megabyte wait for one short read, all others for nothing.
+//!
+//! A *blind* piece (the log still holds changes of it) goes through the log as a read-back, so that its order with
+//! them is the log's. Every other piece is handed out to be compared with the remote copy.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tracing::warn;
+
+use super::{Core, Volume, whole_sectors};
+use crate::disk::{Disk, DiskError};
+use crate::format::log::LogOp;
+use crate::units::{KIB, LogIndex, MIB, REGION, SECTOR, Span};
+use crate::volume::admission::Ticket;
+use crate::volume::ranges::RangeGuard;
+
+/// Bytes read at a time: a short read even on a rotating disk.
+const PIECE: u64 = MIB;
+/// What is tried when a piece cannot be read, to find the smallest part that is unreadable.
+const PIECES_ON_ERROR: [u64; 2] = [64 * KIB, 4 * KIB];
+/// A hole shorter than this is read as data.
+const HOLE_MIN: u64 = PIECE;
+
+const _: () = assert!(REGION.is_multiple_of(PIECE));
+
+/// A range of the volume as it was at a log index.
+#[derive(Debug)]
+pub struct Piece {
+    pub span: Span,
+    pub index: LogIndex,
+    pub content: Content,
+}
+
+#[derive(Debug)]
+pub enum Content {
+    /// Parts in order, which together are the span; all but the volume's last are in whole sectors.
+    Parts(Vec<(Span, Part)>),
+    /// Not allocated by the store: reads as zeroes.
+    Hole,
+    /// Went through the log.
+    Logged,
+}
+
+#[derive(Debug)]
+pub enum Part {
+    Data(Bytes),
+    Unreadable,
+}
+
+/// A piece whose turn has come: its place in the log is taken, its range is held until it has been read.
+pub struct Turn {
+    // In this order: the operation completes before its range is let go.
+    operation: Operation,
+    _guard: RangeGuard,
+    span: Span,
+    hole: bool,
+    compare: bool,
+}
+
+/// The piece's operation in the log; it completes when this is dropped, however the scan goes on.
+struct Operation {
+    core: Arc<Core>,
+    index: LogIndex,
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        self.core.admission.lock().complete(self.index);
+    }
+}
+
+/// Why a scan ended early; the volume is in Overflowed, or the store is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interrupted;
+
+impl Volume {
+    /// The next piece, in order; none when all has been read and later cuts are exact.
+    pub async fn scan_next(&self) -> Result<Option<Turn>, Interrupted> {
+        let core = &self.0;
+        loop {
+            let Some(run) = core.admission.lock().scan_ahead() else {
+                let finished = core.admission.lock().scan_finished();
+                return if finished { Ok(None) } else { Err(Interrupted) };
+            };
+            let hole = core.hole(run).await?;
+            let end = hole.unwrap_or((run.start / PIECE + 1) * PIECE).min(run.end);
+            let span = Span::new(run.start, end);
+            let guard = core.ranges.acquire(span.rounded_out(SECTOR)).await;
+            // What was a hole before the range was held need not be one now.
+            let hole = match hole {
+                Some(_) => core.hole(span).await? == Some(span.end),
+                None => false,
+            };
+            if !hole && span.len() > PIECE {
+                continue;
+            }
+            let turn = core.admission.lock().scan_turn(&core.log, span).ok_or(Interrupted)?;
+            let operation = Operation { core: core.clone(), index: turn.index };
+            return Ok(Some(Turn { operation, _guard: guard, span, hole, compare: turn.compare }));
+        }
+    }
+}
+
+impl Turn {
+    pub fn index(&self) -> LogIndex {
+        self.operation.index
+    }
+
+    /// Reads the piece; then changes of its range go on.
+    pub async fn read(self) -> Result<Piece, Interrupted> {
+        let core = &self.operation.core;
+        let content = match (self.hole, self.compare) {
+            (true, true) => Content::Hole,
+            (true, false) => {
+                core.log_found(LogOp::Zero, self.span, Bytes::new())?;
+                Content::Logged
+            }
+            (false, true) => Content::Parts(core.read_parts(self.span).await?),
+            (false, false) => core.log_parts(core.read_parts(self.span).await?)?,
+        };
+        Ok(Piece { span: self.span, index: self.operation.index, content })
+    }
+}
+
+impl Core {
+    /// If the span begins with a hole worth skipping: its end, a multiple of the piece, or the span's end.
+    async fn hole(&self, span: Span) -> Result<Option<u64>, Interrupted> {
+        if !self.geometry.abilities.extents {
+            return Ok(None);
+        }
+        let mut end = span.start;
+        while end < span.end {
+            let extents = match self.store.extents(end, span.end - end, 1).await {
+                Ok(extents) => extents,
+                Err(DiskError::Lost) => {
+                    self.lost("a scan");
+                    return Err(Interrupted);
+                }
+                Err(_) => break,
+            };
+            match extents.first() {
+                Some(extent) if extent.zero && extent.length > 0 => end += extent.length,
+                _ => break,
+            }
+        }
+        let end = if end >= span.end { span.end } else { end / PIECE * PIECE };
+        Ok((end >= span.start + HOLE_MIN || (end == span.end && end > span.start)).then_some(end))
+    }
+
+    async fn read_parts(&self, span: Span) -> Result<Vec<(Span, Part)>, Interrupted> {
+        let mut parts = Vec::new();
+        self.read_part(span, &PIECES_ON_ERROR, &mut parts).await?;
+        Ok(parts)
+    }
+
+    /// Reads `span` at once or, where that fails, in the next smaller pieces.
+    async fn read_part(&self, span: Span, smaller: &[u64], parts: &mut Vec<(Span, Part)>) -> Result<(), Interrupted> {
+        match self.store.read(span.start, span.len() as u32).await {
+            Ok(data) => parts.push((span, Part::Data(data))),
+            Err(DiskError::Lost) => {
+                self.lost("a scan");
+                return Err(Interrupted);
+            }
+            Err(error) => match smaller.split_first() {
+                None => {
+                    warn!(volume = self.name, range = %span, %error, "a range cannot be read; it is unreadable in points");
+                    parts.push((span, Part::Unreadable));
+                }
+                Some((&size, smaller)) => {
+                    let mut start = span.start;
+                    while start < span.end {
+                        let end = (start / size * size + size).min(span.end);
+                        Box::pin(self.read_part(Span::new(start, end), smaller, parts)).await?;
+                        start = end;
+                    }
+                }
+            },
+        }
+        Ok(())
+    }
+
+    fn log_parts(&self, parts: Vec<(Span, Part)>) -> Result<Content, Interrupted> {
+        for (span, part) in parts {
+            match part {
+                Part::Data(data) => self.log_found(LogOp::ReadBack, span, whole_sectors(data))?,
+                Part::Unreadable => self.log_found(LogOp::Unreadable, span, Bytes::new())?,
+            }
+        }
+        Ok(Content::Logged)
+    }
+
+    fn log_found(&self, op: LogOp, span: Span, payload: Bytes) -> Result<(), Interrupted> {
+        let mut admission = self.admission.lock();
+        let was = admission.state();
+        let ticket = admission.admit_found(&self.log, op, span, payload);
+        self.announce(was, &admission, "the log is full or failed");
+        match ticket {
+            Ticket(Some(index)) => {
+                admission.complete(index);
+                Ok(())
+            }
+            Ticket(None) => Err(Interrupted),
+        }
+    }
+}
