@@ -22,7 +22,6 @@ pub mod regions;
 pub mod scan;
 pub mod sequences;
 
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
