@@ -4,6 +4,7 @@
 //! only after that: a client never waits for it. Order of a stop: clients, what is left to publish, the stores'
 //! flush, the clean marks.
 
+pub mod check;
 pub mod notify;
 pub mod state;
 pub mod stores;
