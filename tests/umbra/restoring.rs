@@ -1,7 +1,6 @@
 //! What `restore` and `verify` refuse, choose, leave and find.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
@@ -184,14 +183,20 @@ pub fn packs(scene: &Scene) -> Vec<PathBuf> {
     found
 }
 
-#[test]
-fn a_flipped_bit_in_the_remote_is_found_and_never_restored() {
-    let scene = shadowed();
-    let largest = packs(&scene).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+/// Damages the content of the largest pack, and returns which that is.
+fn flip_a_bit(scene: &Scene) -> PathBuf {
+    let largest = packs(scene).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
     let mut bytes = fs::read(&largest).unwrap();
     let at = bytes.len() / 3;
     bytes[at] ^= 1;
     fs::write(&largest, &bytes).unwrap();
+    largest
+}
+
+#[test]
+fn a_flipped_bit_in_the_remote_is_found_and_never_restored() {
+    let scene = shadowed();
+    let largest = flip_a_bit(&scene);
 
     let said = scene.verify("latest", &[]).expect_code(1).json();
     let bad = said["bad"].as_array().unwrap();
@@ -231,16 +236,14 @@ fn an_object_that_is_cut_short_or_gone_is_found() {
 #[test]
 fn a_half_restored_disk_is_refused_as_a_store() {
     let scene = shadowed();
-    let pack = packs(&scene).pop().unwrap();
-    fs::remove_file(&pack).unwrap();
-    scene.restore("latest", scene.path("wreck.img").to_str().unwrap(), &[]).expect_code(1);
-    if scene.path("wreck.img").exists() {
-        let mut second = Scene::new(SIZE);
-        second.volumes[0].create = None;
-        fs::copy(scene.path("wreck.img"), second.store()).unwrap();
-        fs::File::create(second.config()).unwrap().write_all(second.toml().as_bytes()).unwrap();
-        let config = second.config();
-        let refused = second.run(&["serve", config.to_str().unwrap()]).expect_code(1);
-        assert!(refused.stderr.contains("a restore that did not finish"), "{}", refused.stderr);
-    }
+    flip_a_bit(&scene);
+    let mut second = Scene::new(SIZE);
+    second.volumes[0].create = None;
+    scene.restore("latest", second.store().to_str().unwrap(), &[]).expect_code(1);
+    fs::write(second.config(), second.toml()).unwrap();
+    let config = second.config();
+    let refused = second.run(&["serve", config.to_str().unwrap()]).expect_code(1);
+    assert!(refused.stderr.contains("a restore that did not finish"), "{}", refused.stderr);
+    let listed = second.run(&["points", "--remote", &second.remote, "--json"]).ok().json();
+    assert_eq!(listed, serde_json::json!([]), "something of the wreck was published");
 }
