@@ -5,6 +5,8 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+pub mod check;
+pub mod demo;
 pub mod failure;
 pub mod output;
 pub mod place;
@@ -12,6 +14,8 @@ pub mod points;
 pub mod restore;
 pub mod serve;
 pub mod source;
+pub mod status;
+pub mod stops;
 pub mod verify;
 
 #[cfg(test)]
@@ -178,17 +182,16 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Restore(args) => block_on(restore::run(args)),
         Command::Verify(args) => block_on(verify::run(args)),
         Command::Serve(args) => block_on(serve::run(args)),
-        gateway @ (Command::Check(_) | Command::Status(_) | Command::Demo(_)) => {
-            let _ = gateway;
-            Err(Failure::new("run", "the gateway").why("this build has none"))
-        }
+        Command::Check(args) => block_on(check::run(args)),
+        Command::Status(args) => block_on(status::run(args)),
+        Command::Demo(args) => block_on(demo::run(args)),
     }
 }
 
 /// How long what a command has left behind (connections that take leave of a server) may take.
 const LEAVE_MAX: Duration = Duration::from_millis(500);
 
-/// Runs a command of the kind that needs no gateway.
+/// Runs a command to its end.
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

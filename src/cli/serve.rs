@@ -1,11 +1,11 @@
 //! `umbra serve`: runs the gateway until it is told to stop.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::ServeArgs;
 use super::failure::Failure;
 use super::output;
+use super::stops::Stops;
 use crate::config;
 use crate::daemon::{Gateway, Options, notify};
 use crate::nbd::Address;
@@ -36,27 +36,8 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     }
 }
 
-/// SIGINT and SIGTERM.
-struct Stops {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stops {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
 /// What a client is to be given (NetworkBlockDevice/nbd, doc/uri.md).
-fn uri(volume: &str, address: &Address) -> String {
+pub fn uri(volume: &str, address: &Address) -> String {
     match address {
         Address::Tcp(address) => format!("nbd://{address}/{volume}"),
         Address::Unix(path) => format!("nbd+unix:///{volume}?socket={}", path.display()),

@@ -4,6 +4,7 @@
 //! only after that: a client never waits for it. Order of a stop: clients, what is left to publish, the stores'
 //! flush, the clean marks.
 
+pub mod check;
 pub mod notify;
 pub mod state;
 pub mod stores;
@@ -308,13 +309,9 @@ fn remember_opened(state: &StateFolder, name: &str, volume: VolumeId) {
 type Conditional = Arc<OnceCell<ConditionalPuts>>;
 
 /// Makes sure that the remote keeps the fence, then publishes.
-async fn publish(parts: Parts, fence: Option<Conditional>, mut stop: watch::Receiver<bool>) -> Option<Left> {
+async fn publish(parts: Parts, fence: Option<Conditional>, stop: watch::Receiver<bool>) -> Option<Left> {
     if let Some(conditional) = fence {
-        let probed = conditional.get_or_init(|| probe(&parts.remote, &parts.report));
-        let kept = tokio::select! {
-            kept = probed => *kept,
-            _ = stop.wait_for(|&stop| stop) => return None,
-        };
+        let kept = *conditional.get_or_init(|| probe(&parts.remote, &parts.report)).await;
         if kept == ConditionalPuts::Ignored {
             let why = "the remote ignores conditional puts, so that two gateways could overwrite each other; use \
                        another remote, or set [remote] fencing = \"none\" if no second gateway can exist";

@@ -93,6 +93,26 @@ mod hex_id {
     }
 }
 
+/// What a state folder says without being taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Glance {
+    pub instance: Option<InstanceId>,
+    /// The remote volume that was open under the name last.
+    pub remote: Option<VolumeId>,
+}
+
+/// Looks into the folder at `path`, which may be absent or held by a gateway; changes nothing.
+pub fn glance(path: &Path, name: &str) -> Result<Glance, StateError> {
+    let (instance_path, volume_path) = (path.join("instance"), path.join("volumes").join(name));
+    let damaged = |path: &Path| StateError::Damaged { path: path.to_owned() };
+    let instance = read(&instance_path)?.map(|text| text.trim().parse()).transpose();
+    let volume = read(&volume_path)?.map(|text| serde_json::from_str::<VolumeState>(&text)).transpose();
+    Ok(Glance {
+        instance: instance.map_err(|_| damaged(&instance_path))?,
+        remote: volume.map_err(|_| damaged(&volume_path))?.and_then(|volume| volume.remote),
+    })
+}
+
 impl StateFolder {
     /// Takes the folder, made if absent.
     pub fn open(path: &Path) -> Result<Self, StateError> {
@@ -231,6 +251,12 @@ mod tests {
         assert_eq!(folder.instance(), instance);
         assert_eq!(folder.volume("disk0").unwrap(), changed);
         assert_eq!(folder.sequence(Timestamp(0)).unwrap(), 42);
+        let seen = Glance { instance: Some(instance), remote: changed.remote };
+        assert_eq!(glance(&path, "disk0").unwrap(), seen, "a folder that is held can be looked into");
+        let (stranger, nowhere) = (Glance { remote: None, ..seen }, temp.path().join("nowhere"));
+        assert_eq!(glance(&path, "disk1").unwrap(), stranger);
+        assert_eq!(glance(&nowhere, "disk0").unwrap(), Glance::default());
+        assert!(!nowhere.exists() && !path.join("volumes/disk1").exists());
         for entry in [path.join("instance"), path.join("sequence"), path.join("volumes/disk0"), path.join("lock")] {
             assert_eq!(fs::metadata(&entry).unwrap().permissions().mode() & 0o777, 0o600, "{}", entry.display());
         }

@@ -119,15 +119,13 @@ pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Option<Left> 
     let mut ticker = JoinSet::new();
     ticker.spawn(slices.clone().run(parts.volume.clone()));
     let (volume, report) = (parts.volume.clone(), parts.report.clone());
-    let mut publisher = tokio::select! {
-        opened = Publisher::open(parts, slices) => match opened {
-            Ok(publisher) => publisher,
-            Err(End::Fenced(why)) => {
-                end(&volume, &report, why);
-                return None;
-            }
-        },
-        _ = stop.wait_for(|&stop| stop) => return None,
+    // A stop does not end this: what was logged meanwhile is published all the same.
+    let mut publisher = match Publisher::open(parts, slices).await {
+        Ok(publisher) => publisher,
+        Err(End::Fenced(why)) => {
+            end(&volume, &report, why);
+            return None;
+        }
     };
     match publisher.publish_until(&mut stop).await {
         Ok(left) => left,

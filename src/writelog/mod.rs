@@ -50,6 +50,7 @@ pub use self::log::VolumeLog;
 pub use self::pool::{Opened, Pool, Settings, Start};
 pub use self::reader::ReadError;
 pub use self::recovery::{Ended, Recovered};
+pub use self::segments::copying_filesystem;
 use crate::disk::Errno;
 use crate::format::log::LogOp;
 use crate::units::{LogIndex, MIB, REQUEST_MAX, Sequence, human_bytes};

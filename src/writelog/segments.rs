@@ -123,7 +123,7 @@ pub(super) fn prepare_folder(path: &Path) -> Result<File, OpenError> {
 }
 
 /// The name of a filesystem that copies on write, by its magic number (statfs(2); ZFS: `ZFS_SUPER_MAGIC` of OpenZFS).
-fn copying_filesystem(magic: u64) -> Option<&'static str> {
+pub fn copying_filesystem(magic: u64) -> Option<&'static str> {
     match magic & 0xffff_ffff {
         0x9123_683e => Some("btrfs"),
         0x2fc1_2fc1 => Some("ZFS"),

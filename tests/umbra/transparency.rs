@@ -9,7 +9,7 @@ use crate::harness::{MIB, Nbdkit, Scene, assert_same_image, program, python, run
 const SIZE: u64 = 64 * MIB;
 
 /// Bytes that do not compress and never repeat.
-fn noise(length: u64, seed: u64) -> Vec<u8> {
+pub fn noise(length: u64, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2) + 1;
     let mut next = || {
         state ^= state << 13;

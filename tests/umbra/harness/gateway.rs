@@ -14,6 +14,18 @@ use super::{Running, Scene};
 const READY_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
+/// Warnings that a remote brings with it that is away or answers with errors.
+pub const REMOTE_AWAY: [&str; 4] = [
+    "the remote is not available",
+    "the chain cannot be opened yet",
+    "an entry cannot be published yet",
+    "indexes cannot be merged yet",
+];
+/// Warning of a start on a store that was changed meanwhile.
+pub const STORE_CHANGED: &str = "the store is not as the last stop left it; comparing it in full";
+/// Of a store that lost its connection, or a log that is full.
+pub const INTERRUPTED: &str = "shadowing is interrupted; clients are served, a resync follows";
+
 /// What `umbra status --json` says of one volume.
 #[derive(Clone, Debug)]
 pub struct Status(pub Value);
@@ -28,9 +40,13 @@ impl Status {
         self.0["newest_point"]["number"].as_u64().unwrap_or(0)
     }
 
-    /// Everything that clients wrote is in the newest point.
+    /// Everything that clients wrote is in the newest point. After a scan only its age tells that: the point that ends
+    /// the scan holds changes that no client made through us.
     pub fn is_settled(&self) -> bool {
-        self.state() == "shadowing" && self.newest() > 0 && self.0["lag_bytes"] == 0 && self.0["lag_writes"] == 0
+        let is_zero = |field: &str| self.0[field].as_f64() == Some(0.0);
+        self.state() == "shadowing"
+            && self.newest() > 0
+            && ["lag_bytes", "lag_writes", "lag_seconds"].into_iter().all(is_zero)
     }
 }
 
@@ -65,6 +81,11 @@ impl<'s> Gateway<'s> {
     /// Announces a warning or an error by a part of its line.
     pub fn allow(mut self, part: &'static str) -> Self {
         self.allowed.push(part);
+        self
+    }
+
+    pub fn allow_each(mut self, parts: &[&'static str]) -> Self {
+        self.allowed.extend(parts);
         self
     }
 
@@ -122,6 +143,14 @@ impl<'s> Gateway<'s> {
         }
     }
 
+    /// Waits until it has logged a line with `part` in it.
+    #[track_caller]
+    pub fn wait_for_line(&self, part: &str) {
+        let limit = Duration::from_secs(60) + self.patience;
+        let said = self.process.stderr.find(limit, |line| line.contains(part).then_some(()));
+        assert!(said.is_some(), "it did not log {part} within {limit:?}\n{}", self.process.said());
+    }
+
     /// Waits until all that was written is in the newest point.
     #[track_caller]
     pub fn settle(&mut self) -> Status {
@@ -138,10 +167,37 @@ impl<'s> Gateway<'s> {
 
     /// Stops it as an operator would.
     #[track_caller]
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        self.stop_with(0);
+    }
+
+    /// Stops one that cannot publish what is left, and has no hope of it.
+    #[track_caller]
+    pub fn stop_unfinished(mut self) {
+        self.allowed.push("are in no recovery point; the next start compares these volumes in full");
+        self.stop_with(1);
+    }
+
+    #[track_caller]
+    fn stop_with(mut self, code: i32) {
         self.process.signal(Signal::TERM);
         let status = self.process.wait(STOP_LIMIT + self.patience);
-        assert!(status.code() == Some(0), "after SIGTERM: {status}\n{}", self.process.said());
+        assert!(status.code() == Some(code), "after SIGTERM: {status}\n{}", self.process.said());
+        self.judge();
+    }
+
+    /// Stops it as an operator who does not wait for what is left to publish.
+    #[track_caller]
+    pub fn stop_at_once(mut self) {
+        self.process.signal(Signal::TERM);
+        let publishing = |line: &str| line.contains("publishing what is left").then_some(());
+        let said = self.process.stderr.find(STOP_LIMIT, publishing);
+        assert!(said.is_some(), "after SIGTERM it does not publish what is left\n{}", self.process.said());
+        self.process.signal(Signal::TERM);
+        let status = self.process.wait(STOP_LIMIT);
+        assert!(status.code() == Some(1), "after two SIGTERMs: {status}\n{}", self.process.said());
+        assert!(!self.process.said().contains("panicked"), "{}", self.process.said());
+        self.allowed.extend(["told to stop again: stopping at once", "stopped before everything was published"]);
         self.judge();
     }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use clients::{Fio, Load, Nbdkit, Stamper, program, python};
-pub use gateway::Gateway;
+pub use gateway::{Gateway, INTERRUPTED, REMOTE_AWAY, STORE_CHANGED};
 pub use process::{Finished, Running, run};
 pub use remotes::{Azurite, Moto};
 

@@ -44,7 +44,7 @@ impl Lines {
     }
 
     /// The first line that `wanted` likes; none if the stream ended or the time passed without one.
-    fn find<T>(&self, limit: Duration, wanted: impl Fn(&str) -> Option<T>) -> Option<T> {
+    pub fn find<T>(&self, limit: Duration, wanted: impl Fn(&str) -> Option<T>) -> Option<T> {
         let end = Instant::now() + limit;
         let mut said = self.0.0.lock().unwrap();
         loop {
