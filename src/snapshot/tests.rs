@@ -687,3 +687,27 @@ async fn a_scan_reads_no_faster_than_it_may() {
     assert!(front <= 8 * MIB, "{front} bytes were read in two seconds");
     assert!(gateway.leave().await.expect("a clean stop").front.is_some());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_stay_short_and_old_points_stay_what_they_were() {
+    let world = World::new(SIZE);
+    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    gateway.settled().await;
+    let mut random = Random(3);
+    let mut middle = None;
+    for round in 0..44 {
+        let offset = random.below(SIZE / SECTOR - 64) * SECTOR;
+        gateway.volume.write(offset, random.bytes(4096), false).await.unwrap();
+        gateway.settled().await;
+        if round == 20 {
+            middle = Some((world.newest_point().await, world.store_bytes().await));
+        }
+    }
+    let newest = world.newest_point().await;
+    assert!(!newest.levels[1].is_empty(), "nothing was merged in {} points", newest.number);
+    assert!(newest.levels[0].len() < 32, "{} packs are listed", newest.levels[0].len());
+    world.assert_current().await;
+    let (point, store) = middle.unwrap();
+    assert_same(&world.content(&point, None).await.0, &store, &[]);
+    gateway.die().await;
+}
