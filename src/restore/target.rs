@@ -4,7 +4,7 @@
 //! where the bytes come from, which bytes are written when.
 //!
 //! Crash: until [`Target::finish`] has come to its last write, the first sector holds our
-//! [signature](super::signature), and the first and last MiB (partition tables, superblocks) hold nothing of the
+//! [signature], and the first and last MiB (partition tables, superblocks) hold nothing of the
 //! volume. The same restore may be started again on such a target without `--overwrite`.
 
 use std::future::Future;

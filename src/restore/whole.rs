@@ -1,6 +1,6 @@
 //! Rebuilds a whole volume from a recovery point.
 //!
-//! The volume is taken in [windows](super::window). Inside a window the records are read pack by pack in the order in
+//! The volume is taken in windows (`window`). Inside a window the records are read pack by pack in the order in
 //! which they lie there, so that a volume that was written in tiny pieces costs few gets; what is not data is made
 //! zero. Reads and writes of one window go on while the next is looked up.
 //!

@@ -4,7 +4,7 @@
 //! records of a block lie in one pack. An extent is cut where another slice has something to say, and so at the
 //! border of every pack.
 //!
-//! Memory: the pack being built, the pieces of the epoch (24 bytes each) and [`PAYLOADS_MAX`] of log payloads.
+//! Memory: the pack being built, the pieces of the epoch (24 bytes each) and 64 MiB of log payloads.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
