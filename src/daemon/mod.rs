@@ -308,7 +308,10 @@ type Conditional = Arc<OnceCell<ConditionalPuts>>;
 /// Makes sure that the remote keeps the fence, then publishes.
 async fn publish(parts: Parts, fence: Option<Conditional>, stop: watch::Receiver<bool>) -> Option<Left> {
     if let Some(conditional) = fence {
-        let kept = *conditional.get_or_init(|| probe(&parts.remote, &parts.report)).await;
+        let kept = tokio::select! {
+            kept = conditional.get_or_init(|| probe(&parts.remote, &parts.report)) => *kept,
+            () = publisher::stopped_untouched(&parts.volume, stop.clone()) => return None,
+        };
         if kept == ConditionalPuts::Ignored {
             let why = "the remote ignores conditional puts, so that two gateways could overwrite each other; use \
                        another remote, or set [remote] fencing = \"none\" if no second gateway can exist";

@@ -123,8 +123,11 @@ pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Option<Left> 
     let mut ticker = JoinSet::new();
     ticker.spawn(slices.clone().run(parts.volume.clone()));
     let (volume, report) = (parts.volume.clone(), parts.report.clone());
-    // A stop does not end this: what was logged meanwhile is published all the same.
-    let mut publisher = match Publisher::open(parts, slices).await {
+    let opened = tokio::select! {
+        opened = Publisher::open(parts, slices) => opened,
+        () = stopped_untouched(&volume, stop.clone()) => return None,
+    };
+    let mut publisher = match opened {
         Ok(publisher) => publisher,
         Err(End::Fenced(why)) => {
             end(&volume, &report, why);
@@ -137,6 +140,14 @@ pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Option<Left> 
             end(&volume, &report, why);
             None
         }
+    }
+}
+
+/// Returns at a stop if there is nothing to publish; otherwise what was logged before the remote answered is published
+/// all the same, and this never returns.
+pub async fn stopped_untouched(volume: &Volume, mut stop: watch::Receiver<bool>) {
+    if stop.wait_for(|&stop| stop).await.is_err() || !volume.is_untouched() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -711,3 +711,16 @@ async fn lists_stay_short_and_old_points_stay_what_they_were() {
     assert_same(&world.content(&point, None).await.0, &store, &[]);
     gateway.die().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_untouched_until_its_first_change() {
+    let world = World::new(SIZE);
+    let gateway = world.start(Start::Current, None).await;
+    assert!(gateway.volume.is_untouched());
+    gateway.volume.read(0, 512).await.unwrap();
+    gateway.volume.flush().await.unwrap();
+    assert!(gateway.volume.is_untouched());
+    gateway.volume.write(0, Random(1).bytes(512), false).await.unwrap();
+    assert!(!gateway.volume.is_untouched());
+    gateway.die().await;
+}

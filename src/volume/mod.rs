@@ -206,7 +206,8 @@ impl Volume {
 
     /// Whether no operation was admitted since the start.
     pub fn is_untouched(&self) -> bool {
-        self.0.admission.lock().newest() == LogIndex(0) && self.state() == State::Shadowing
+        let admission = self.0.admission.lock();
+        admission.newest() == LogIndex(0) && admission.state() == State::Shadowing
     }
 
     /// Whether every operation has been answered, and its record written.
