@@ -105,8 +105,22 @@ async fn a_running_gateway_is_no_problem_and_another_state_folder_is_told_who_ha
         assert!(seen.iter().any(running), "nothing of the gateway at {part:?} in {seen:#?}");
     }
     gateway.stop().await.unwrap();
+    // Another that holds the folder, and does not answer yet.
+    let starting = crate::daemon::state::StateFolder::open(&config.state).unwrap();
+    let seen = lines(&config).await;
+    assert!(seen.iter().any(|line| line.contains("state = ") && line.contains("by the running gateway")), "{seen:#?}");
+    drop(starting);
     let seen = lines(&config).await;
     assert!(seen.iter().any(|line| line.contains("continues volume")), "{seen:#?}");
+
+    let image = temp.path().join("disk0.img");
+    fs::rename(&image, temp.path().join("kept")).unwrap();
+    let seen = lines(&config).await;
+    assert!(seen.iter().any(|line| line.starts_with("PROBLEM") && line.contains("umbra restore")), "{seen:#?}");
+    fs::copy(temp.path().join("kept"), &image).unwrap();
+    let seen = lines(&config).await;
+    assert!(seen.iter().any(|line| line.starts_with("PROBLEM") && line.contains("not the store")), "{seen:#?}");
+    fs::rename(temp.path().join("kept"), &image).unwrap();
 
     let stranger = Config { state: temp.path().join("other-state"), ..config };
     let seen = lines(&stranger).await;
