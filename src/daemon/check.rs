@@ -182,7 +182,7 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     for address in &config.listen {
         findings.push(listen::check(address, &running).await);
     }
-    let remote = remote::open(&config.remote, &mut findings);
+    let mut remote = remote::open(&config.remote, &mut findings);
     for (index, volume) in config.volumes.iter().enumerate() {
         let section = Section::Volume { number: index + 1, name: Some(volume.name.to_string()) };
         let value = format!("\"{}\"", volume.store);
@@ -203,8 +203,17 @@ pub async fn check(config: &Config) -> Vec<Finding> {
         };
         findings.extend(outcomes.into_iter().map(|outcome| Finding::new(section.clone(), "store", &value, outcome)));
         let Some(glance) = glance else { continue };
-        if let Some(outcome) = remote.name(&volume.name, &glance).await {
-            findings.push(Finding::new(section, "name", format_args!("\"{}\"", volume.name), outcome));
+        match remote.name(&volume.name, &glance).await {
+            None => {}
+            // That it does not answer is said, and waited for, once.
+            Some(Outcome::Wrong(fault)) if matches!(*fault, Fault::Remote(_)) => {
+                let url = format_args!("\"{}\"", config.remote.place);
+                findings.push(Finding::new(Section::Remote, "url", url, Outcome::Wrong(fault)));
+                remote = remote::Found::Unusable;
+            }
+            Some(outcome) => {
+                findings.push(Finding::new(section, "name", format_args!("\"{}\"", volume.name), outcome));
+            }
         }
     }
     findings

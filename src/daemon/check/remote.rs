@@ -11,8 +11,9 @@ use crate::format::names::VolumeName;
 use crate::remote::{Limits, Remote, RemoteError};
 use crate::units::{EntryNumber, human_bytes};
 
-/// A person waits for the answer.
+/// A person waits for the answer, and is told sooner of a store that refuses at once.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A remote as it was found.
 pub(super) enum Found {
@@ -47,7 +48,7 @@ pub(super) fn open(written: &Written, findings: &mut Vec<Finding>) -> Found {
             }
         }
     }
-    let limits = Limits { answer: ANSWER_MAX, patience: ANSWER_MAX, ..Limits::default() };
+    let limits = Limits { answer: ANSWER_MAX, patience: PATIENCE, ..Limits::default() };
     match Remote::open(&url, written.options.expose(), limits) {
         Ok(remote) => Found::There(remote),
         Err(error) => {
