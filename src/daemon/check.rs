@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use self::place::{Access, Folder};
-use super::state::StateError;
+use super::state::{self, Glance, StateError};
 use super::stores::StoreError;
 use crate::chain::ChainError;
 use crate::config::{Config, Section, Store};
@@ -117,6 +117,10 @@ pub enum Fault {
     StoreLocked,
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("it is absent, and a blank one that is made in its place is not what was shadowed by this name")]
+    StoreGone,
+    #[error("it is not the store that the last run has shadowed by this name")]
+    OtherStore,
     #[error(transparent)]
     RemoteSettings(#[from] OpenError),
     #[error("it cannot be read")]
@@ -148,6 +152,12 @@ impl Fault {
             Self::NotASocket(_) => "remove it, or write another path",
             Self::StoreAbsent => "name a file that exists, or add its size, as in create = \"1GiB\"",
             Self::StoreLocked => "stop that program: a store has one writer",
+            Self::StoreGone => {
+                "run umbra restore to it, then umbra serve --adopt; or begin a new volume under another name"
+            }
+            Self::OtherStore => {
+                "if it holds the volume's data (restored, moved), start with umbra serve --adopt; if not, restore first"
+            }
             Self::Store(StoreError::File(_)) => "name a file or device that is free and that umbra may read and write",
             Self::Store(StoreError::Nbd(_)) => "see that the server runs, offers this export and lets one more in",
             Self::Store(StoreError::TooLarge { .. }) => "name a smaller store",
@@ -167,23 +177,43 @@ impl Fault {
 /// Looks at everything that the configuration names.
 pub async fn check(config: &Config) -> Vec<Finding> {
     let running = Running::ask(&config.state).await;
-    let mut findings = state(config, &running);
+    let mut findings = state_folder(config, &running);
+    let enters = !findings.iter().any(|finding| finding.key == "state" && finding.is_wrong());
     for address in &config.listen {
         findings.push(listen::check(address, &running).await);
     }
-    let remote = remote::open(&config.remote, &mut findings);
+    let mut remote = remote::open(&config.remote, &mut findings);
     for (index, volume) in config.volumes.iter().enumerate() {
         let section = Section::Volume { number: index + 1, name: Some(volume.name.to_string()) };
         let value = format!("\"{}\"", volume.store);
+        let glance = match state::glance(&config.state, volume.name.as_str()) {
+            Ok(glance) => Some(glance),
+            Err(error) if enters => {
+                let shown = format_args!("\"{}\"", config.state.display());
+                findings.push(Finding::new(Section::Top, "state", shown, Fault::from(error)));
+                None
+            }
+            // Why not was said.
+            Err(_) => None,
+        };
         let outcomes = match (running.volume(volume.name.as_str()), &volume.store) {
             // A server may let one client in and no more, and that one is the gateway.
             (Some(status), Store::Nbd { .. }) => vec![served(status)],
-            (status, store) => store::check(store, status).await,
+            (_, store) => store::check(store, running.is_up(), glance.as_ref().unwrap_or(&Glance::default())).await,
         };
         findings.extend(outcomes.into_iter().map(|outcome| Finding::new(section.clone(), "store", &value, outcome)));
-        if let Some(remote) = &remote {
-            let outcome = remote::name(remote, &volume.name, &config.state).await;
-            findings.push(Finding::new(section, "name", format_args!("\"{}\"", volume.name), outcome));
+        let Some(glance) = glance else { continue };
+        match remote.name(&volume.name, &glance).await {
+            None => {}
+            // That it does not answer is said, and waited for, once.
+            Some(Outcome::Wrong(fault)) if matches!(*fault, Fault::Remote(_)) => {
+                let url = format_args!("\"{}\"", config.remote.place);
+                findings.push(Finding::new(Section::Remote, "url", url, Outcome::Wrong(fault)));
+                remote = remote::Found::Unusable;
+            }
+            Some(outcome) => {
+                findings.push(Finding::new(section, "name", format_args!("\"{}\"", volume.name), outcome));
+            }
         }
     }
     findings
@@ -193,48 +223,50 @@ fn served(status: &VolumeStatus) -> Outcome {
     Outcome::Right(format!("{}, served by the running gateway", human_bytes(status.size)))
 }
 
-/// The gateway of the state folder, if it runs.
-struct Running(Option<Status>);
+/// The gateway of the state folder.
+enum Running {
+    Serves(Status),
+    /// It holds the folder and does not answer: it is starting, or stopping.
+    Holds,
+    Not,
+}
 
 impl Running {
     async fn ask(state: &Path) -> Self {
-        Self(status::ask(state).await.ok())
+        match status::ask(state).await {
+            Ok(status) => Self::Serves(status),
+            Err(_) if state.join("lock").metadata().is_ok_and(|lock| place::is_locked(&lock)) => Self::Holds,
+            Err(_) => Self::Not,
+        }
     }
 
     fn is_up(&self) -> bool {
-        self.0.is_some()
+        !matches!(self, Self::Not)
     }
 
     fn volume(&self, name: &str) -> Option<&VolumeStatus> {
-        self.0.as_ref()?.volumes.iter().find(|volume| volume.name == name)
-    }
-}
-
-/// The state folder, and the log in it.
-fn state(config: &Config, running: &Running) -> Vec<Finding> {
-    let path = &config.state;
-    let folder = Folder::look(path);
-    let outcome = match &folder {
-        Err(_) if running.is_up() => Outcome::Right("in use by the running gateway".to_owned()),
-        Ok(Folder::There) if running.is_up() => Outcome::Right("in use by the running gateway".to_owned()),
-        Ok(Folder::There) => Outcome::Right("there, no gateway runs".to_owned()),
-        Ok(Folder::Absent) => Outcome::Right("will be made".to_owned()),
-        Err(_) => Outcome::Right(String::new()),
-    };
-    let finding = |key, value: String, outcome| Finding::new(section_of(key), key, value, outcome);
-    let shown = format!("\"{}\"", path.display());
-    match folder {
-        Err(fault) if !running.is_up() => vec![finding("state", shown, fault.into())],
-        _ => {
-            let log = log(path, config.log.size, running);
-            let size = human_bytes(config.log.size);
-            vec![finding("state", shown, outcome), finding("size", size, log)]
+        match self {
+            Self::Serves(status) => status.volumes.iter().find(|volume| volume.name == name),
+            Self::Holds | Self::Not => None,
         }
     }
 }
 
-fn section_of(key: &str) -> Section {
-    if key == "state" { Section::Top } else { Section::Log }
+/// The state folder, and the log in it.
+fn state_folder(config: &Config, running: &Running) -> Vec<Finding> {
+    let path = &config.state;
+    let finding = |outcome| Finding::new(Section::Top, "state", format_args!("\"{}\"", path.display()), outcome);
+    let text = match Folder::look(path) {
+        _ if running.is_up() => "in use by the running gateway",
+        Ok(Folder::There) => "there, no gateway runs",
+        Ok(Folder::Absent) => "will be made",
+        Err(fault) => return vec![finding(fault.into())],
+    };
+    let log = log(path, config.log.size, running);
+    vec![
+        finding(Outcome::Right(text.to_owned())),
+        Finding::new(Section::Log, "size", human_bytes(config.log.size), log),
+    ]
 }
 
 /// Whether the log has its space, or will have.

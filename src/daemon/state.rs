@@ -94,11 +94,13 @@ mod hex_id {
 }
 
 /// What a state folder says without being taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Glance {
     pub instance: Option<InstanceId>,
     /// The remote volume that was open under the name last.
     pub remote: Option<VolumeId>,
+    /// Name of the store that a clean stop left.
+    pub store: Option<String>,
 }
 
 /// Looks into the folder at `path`, which may be absent or held by a gateway; changes nothing.
@@ -107,9 +109,11 @@ pub fn glance(path: &Path, name: &str) -> Result<Glance, StateError> {
     let damaged = |path: &Path| StateError::Damaged { path: path.to_owned() };
     let instance = read(&instance_path)?.map(|text| text.trim().parse()).transpose();
     let volume = read(&volume_path)?.map(|text| serde_json::from_str::<VolumeState>(&text)).transpose();
+    let volume = volume.map_err(|_| damaged(&volume_path))?;
     Ok(Glance {
         instance: instance.map_err(|_| damaged(&instance_path))?,
-        remote: volume.map_err(|_| damaged(&volume_path))?.and_then(|volume| volume.remote),
+        remote: volume.as_ref().and_then(|volume| volume.remote),
+        store: volume.and_then(|volume| volume.clean).map(|clean| clean.store.name),
     })
 }
 
@@ -251,9 +255,9 @@ mod tests {
         assert_eq!(folder.instance(), instance);
         assert_eq!(folder.volume("disk0").unwrap(), changed);
         assert_eq!(folder.sequence(Timestamp(0)).unwrap(), 42);
-        let seen = Glance { instance: Some(instance), remote: changed.remote };
-        assert_eq!(glance(&path, "disk0").unwrap(), seen, "a folder that is held can be looked into");
-        let (stranger, nowhere) = (Glance { remote: None, ..seen }, temp.path().join("nowhere"));
+        let seen = Glance { instance: Some(instance), remote: changed.remote, store: Some("file:1:2".into()) };
+        assert_eq!(glance(&path, "disk0").unwrap(), seen.clone(), "a folder that is held can be looked into");
+        let (stranger, nowhere) = (Glance { remote: None, store: None, ..seen }, temp.path().join("nowhere"));
         assert_eq!(glance(&path, "disk1").unwrap(), stranger);
         assert_eq!(glance(&nowhere, "disk0").unwrap(), Glance::default());
         assert!(!nowhere.exists() && !path.join("volumes/disk1").exists());

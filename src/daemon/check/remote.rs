@@ -1,61 +1,76 @@
 //! The remote: whether it answers, and what stands under the volumes' names.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::place::{self, Access, Folder};
 use super::{Fault, Finding, Outcome};
 use crate::chain::{ChainError, ChainReader};
 use crate::config::{Place, Remote as Written, Section};
-use crate::daemon::state;
+use crate::daemon::state::Glance;
 use crate::format::names::VolumeName;
 use crate::remote::{Limits, Remote, RemoteError};
 use crate::units::{EntryNumber, human_bytes};
 
-/// A person waits for the answer.
+/// A person waits for the answer, and is told sooner of a store that refuses at once.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The remote, if it can be opened without making anything.
-pub(super) fn open(written: &Written, findings: &mut Vec<Finding>) -> Option<Remote> {
+/// A remote as it was found.
+pub(super) enum Found {
+    There(Remote),
+    /// A folder that the gateway will make.
+    Absent,
+    /// Why was said.
+    Unusable,
+}
+
+/// Opens the remote, and makes nothing.
+pub(super) fn open(written: &Written, findings: &mut Vec<Finding>) -> Found {
     let url = written.place.to_string();
     let mut say = |outcome| findings.push(Finding::new(Section::Remote, "url", format_args!("\"{url}\""), outcome));
     if let Place::Folder(path) = &written.place {
         match Folder::look(path) {
             Err(fault) => {
                 say(fault.into());
-                return None;
+                return Found::Unusable;
             }
             Ok(Folder::Absent) => {
                 say(Outcome::Right("will be made".to_owned()));
-                return None;
+                return Found::Absent;
             }
             Ok(Folder::There) => {
                 if let Err(fault) = place::require(path, Access::Write) {
                     say(fault.into());
-                    return None;
+                    return Found::Unusable;
                 }
                 let free = place::free(path).map_or("an unknown amount".to_owned(), human_bytes);
                 say(Outcome::Right(format!("there, {free} free")));
             }
         }
     }
-    let limits = Limits { answer: ANSWER_MAX, patience: ANSWER_MAX, ..Limits::default() };
+    let limits = Limits { answer: ANSWER_MAX, patience: PATIENCE, ..Limits::default() };
     match Remote::open(&url, written.options.expose(), limits) {
-        Ok(remote) => Some(remote),
+        Ok(remote) => Found::There(remote),
         Err(error) => {
             say(Fault::from(error).into());
-            None
+            Found::Unusable
         }
     }
 }
 
-/// What stands under the volume's name, and whether a gateway with this state folder would be let in.
-pub(super) async fn name(remote: &Remote, name: &VolumeName, state: &Path) -> Outcome {
-    look(remote, name, state).await.unwrap_or_else(Outcome::from)
+impl Found {
+    /// What stands under the volume's name, and whether a gateway with this state folder would be let in. None if
+    /// there is nothing to say.
+    pub(super) async fn name(&self, name: &VolumeName, glance: &Glance) -> Option<Outcome> {
+        match self {
+            Self::There(remote) => Some(look(remote, name, glance).await.unwrap_or_else(Outcome::from)),
+            Self::Absent => glance.remote.map(|known| Fault::Vanished(known).into()),
+            Self::Unusable => None,
+        }
+    }
 }
 
-async fn look(remote: &Remote, name: &VolumeName, state: &Path) -> Result<Outcome, Fault> {
-    let glance = state::glance(state, name.as_str())?;
+async fn look(remote: &Remote, name: &VolumeName, glance: &Glance) -> Result<Outcome, Fault> {
     let chain = match ChainReader::open(remote, name).await {
         Ok(chain) => chain,
         Err(ChainError::NoVolume { .. }) => {

@@ -10,19 +10,19 @@ use rustix::fs::OFlags;
 use super::place::{self, Access};
 use super::{Fault, Outcome};
 use crate::config::Store;
+use crate::daemon::state::Glance;
 use crate::daemon::stores::{self, StoreError};
 use crate::disk::file::{OpenError, Options};
 use crate::disk::{Disk, FileDisk};
 use crate::nbd::NbdDisk;
-use crate::status::VolumeStatus;
 use crate::units::human_bytes;
 
-/// `served` is what the running gateway says of the store's volume.
-pub(super) async fn check(store: &Store, served: Option<&VolumeStatus>) -> Vec<Outcome> {
+/// `served`: the gateway runs, and the store is its own. `glance` is what the last run left.
+pub(super) async fn check(store: &Store, served: bool, glance: &Glance) -> Vec<Outcome> {
     let looked = match store {
-        Store::File { path, create, direct } => file(path, *create, *direct, served.is_some()).await,
-        Store::Device { path, direct } => device(path, *direct, served.is_some()).await,
-        Store::Nbd { uri } => export(uri).await,
+        Store::File { path, create, direct } => file(path, *create, *direct, served, glance).await,
+        Store::Device { path, direct } => device(path, *direct, served, glance).await,
+        Store::Nbd { uri } => export(uri, glance).await,
     };
     match looked {
         Ok(outcomes) => outcomes,
@@ -30,7 +30,13 @@ pub(super) async fn check(store: &Store, served: Option<&VolumeStatus>) -> Vec<O
     }
 }
 
-async fn file(path: &Path, create: Option<u64>, direct: bool, served: bool) -> Result<Vec<Outcome>, Fault> {
+async fn file(
+    path: &Path,
+    create: Option<u64>,
+    direct: bool,
+    served: bool,
+    glance: &Glance,
+) -> Result<Vec<Outcome>, Fault> {
     let found = match fs::metadata(path) {
         Ok(found) if found.is_file() && found.len() == 0 && create.is_some() => None,
         Ok(found) => Some(found),
@@ -38,11 +44,12 @@ async fn file(path: &Path, create: Option<u64>, direct: bool, served: bool) -> R
         Err(source) => return Err(Fault::NoAccess { path: path.to_owned(), access: Access::Read, source }),
     };
     let Some(found) = found else {
-        return will_be_made(path, create.ok_or(Fault::StoreAbsent)?);
+        let size = create.ok_or(Fault::StoreAbsent)?;
+        return if glance.remote.is_some() { Err(Fault::StoreGone) } else { will_be_made(path, size) };
     };
     let disk = open(path, direct)?;
     place::require(path, Access::Write)?;
-    stores::accept(&disk).await?;
+    accept(&disk, glance).await?;
     if !served && place::is_locked(&found) {
         return Err(Fault::StoreLocked);
     }
@@ -80,10 +87,10 @@ fn will_be_made(path: &Path, size: u64) -> Result<Vec<Outcome>, Fault> {
     Ok(outcomes)
 }
 
-async fn device(path: &Path, direct: bool, served: bool) -> Result<Vec<Outcome>, Fault> {
+async fn device(path: &Path, direct: bool, served: bool, glance: &Glance) -> Result<Vec<Outcome>, Fault> {
     let disk = open(path, direct)?;
     place::require(path, Access::Write)?;
-    stores::accept(&disk).await?;
+    accept(&disk, glance).await?;
     if !served && disk.is_device() {
         exclusive(path)?;
     }
@@ -103,14 +110,22 @@ fn exclusive(path: &Path) -> Result<(), Fault> {
     }
 }
 
+async fn accept(disk: &dyn Disk, glance: &Glance) -> Result<(), Fault> {
+    stores::accept(disk).await?;
+    match &glance.store {
+        Some(last) if *last != disk.identity().name => Err(Fault::OtherStore),
+        _ => Ok(()),
+    }
+}
+
 fn open(path: &Path, direct: bool) -> Result<FileDisk, Fault> {
     let options = Options { direct, read_only: true, ..Options::default() };
     FileDisk::open(path, options).map_err(|error| StoreError::File(error).into())
 }
 
-async fn export(uri: &str) -> Result<Vec<Outcome>, Fault> {
+async fn export(uri: &str, glance: &Glance) -> Result<Vec<Outcome>, Fault> {
     let disk = NbdDisk::open(uri).await.map_err(StoreError::Nbd)?;
-    stores::accept(&disk).await?;
+    accept(&disk, glance).await?;
     let geometry = disk.geometry();
     let can = geometry.abilities;
     let abilities = [

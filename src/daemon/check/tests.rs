@@ -105,12 +105,42 @@ async fn a_running_gateway_is_no_problem_and_another_state_folder_is_told_who_ha
         assert!(seen.iter().any(running), "nothing of the gateway at {part:?} in {seen:#?}");
     }
     gateway.stop().await.unwrap();
+    // Another that holds the folder, and does not answer yet.
+    let starting = crate::daemon::state::StateFolder::open(&config.state).unwrap();
+    let seen = lines(&config).await;
+    assert!(seen.iter().any(|line| line.contains("state = ") && line.contains("by the running gateway")), "{seen:#?}");
+    drop(starting);
     let seen = lines(&config).await;
     assert!(seen.iter().any(|line| line.contains("continues volume")), "{seen:#?}");
+
+    let image = temp.path().join("disk0.img");
+    fs::rename(&image, temp.path().join("kept")).unwrap();
+    let seen = lines(&config).await;
+    assert!(seen.iter().any(|line| line.starts_with("PROBLEM") && line.contains("umbra restore")), "{seen:#?}");
+    fs::copy(temp.path().join("kept"), &image).unwrap();
+    let seen = lines(&config).await;
+    assert!(seen.iter().any(|line| line.starts_with("PROBLEM") && line.contains("not the store")), "{seen:#?}");
+    fs::rename(temp.path().join("kept"), &image).unwrap();
 
     let stranger = Config { state: temp.path().join("other-state"), ..config };
     let seen = lines(&stranger).await;
     assert!(seen.iter().any(|line| line.starts_with("PROBLEM") && line.contains("--adopt")), "{seen:#?}");
+}
+
+#[tokio::test]
+async fn a_remote_that_does_not_answer_is_one_problem_however_many_volumes_there_are() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut config = configuration(temp.path(), "\"file:disk0.img\"\ncreate = \"64MiB\"");
+    let text = "[remote]\nurl = \"s3://bucket\"\n[remote.options]\naws_endpoint = \"http://127.0.0.1:9\"\n\
+                aws_allow_http = \"true\"\naws_access_key_id = \"a\"\naws_secret_access_key = \"hunter2\"\n\
+                [listen]\nnbd = \"127.0.0.1:0\"\n[[volume]]\nname = \"a\"\nstore = \"file:a.img\"\ncreate = \"1MiB\"\n\
+                [[volume]]\nname = \"b\"\nstore = \"file:b.img\"\ncreate = \"1MiB\"\n";
+    let other = config::parse(text, temp.path()).unwrap();
+    (config.remote, config.volumes) = (other.remote, other.volumes);
+    let seen = lines(&config).await;
+    let wrong: Vec<_> = seen.iter().filter(|line| line.starts_with("PROBLEM")).collect();
+    assert_eq!(wrong.len(), 1, "{wrong:#?}");
+    assert!(wrong[0].contains("[remote] url") && !wrong[0].contains("hunter2"), "{wrong:#?}");
 }
 
 #[test]
