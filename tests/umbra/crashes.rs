@@ -109,9 +109,7 @@ fn a_file_that_has_grown_is_compared_in_full_and_restored_at_its_new_size() {
 fn serve_compare_finds_what_changed_on_a_store_that_cannot_tell() {
     let mut scene = Scene::new(64 * MIB);
     fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
-    let bare = Nbdkit::start(&scene.path("bare.sock"), &["file", scene.store().to_str().unwrap()]);
-    scene.volumes[0].store = bare.uri();
-    scene.volumes[0].create = None;
+    let _bare = scene.use_export_of_the_store();
     shadow_and_stop(&scene);
     let file = fs::OpenOptions::new().write(true).open(scene.store()).unwrap();
     file.write_all_at(b"changed while nobody looked", 50 * MIB + 12345).unwrap();
@@ -123,9 +121,7 @@ fn serve_compare_finds_what_changed_on_a_store_that_cannot_tell() {
 fn a_remote_nbd_store_under_load_is_shadowed_in_one_cut() {
     let mut scene = Scene::new(64 * MIB);
     fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
-    let bare = Nbdkit::start(&scene.path("bare.sock"), &["file", scene.store().to_str().unwrap()]);
-    scene.volumes[0].store = bare.uri();
-    scene.volumes[0].create = None;
+    let _bare = scene.use_export_of_the_store();
     let mut gateway = scene.serve();
     let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
     gateway.wait_for_points(4);

@@ -181,6 +181,18 @@ impl Fio {
         Self(Running::start(&mut command, Stdio::null()))
     }
 
+    /// Jobs that write, zero and trim the same few blocks at any byte, in flight together and not verified.
+    #[track_caller]
+    pub fn overlapping(uri: &str, seconds: u32) -> Self {
+        let mut command = Command::new("fio");
+        command.args(["--ioengine=nbd", "--iodepth=32", "--size=1m", "--norandommap", "--refill_buffers"]);
+        command.args(["--bsrange=1-64k", "--bs_unaligned=1", "--group_reporting", "--output-format=terse"]);
+        command.arg(format!("--uri={uri}")).arg("--time_based").arg(format!("--runtime={seconds}"));
+        command.args(["--name=write", "--rw=randwrite", "--numjobs=2", "--rate=,16m"]);
+        command.args(["--name=trim", "--rw=randtrim", "--thinktime=10000", "--thinktime_blocks=4"]);
+        Self(Running::start(&mut command, Stdio::null()))
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.0.is_running()
     }

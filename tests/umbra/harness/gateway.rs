@@ -95,7 +95,11 @@ impl<'s> Gateway<'s> {
     }
 
     pub fn uri(&self) -> &str {
-        &self.uris["disk0"]
+        self.uri_of("disk0")
+    }
+
+    pub fn uri_of(&self, volume: &str) -> &str {
+        &self.uris[volume]
     }
 
     pub fn pid(&self) -> u32 {
