@@ -18,8 +18,12 @@ pub mod status;
 pub mod stops;
 pub mod verify;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
@@ -184,49 +188,25 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     }
 }
 
+/// How long what a command has left behind (connections that take leave of a server) may take.
+const LEAVE_MAX: Duration = Duration::from_millis(500);
+
 /// Runs a command to its end.
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::new("start", "the runtime").because(&error))?
-        .block_on(command)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn wrong_forms_are_wrong_usage() {
-        let restore = ["umbra", "restore", "--remote", "file:r", "--volume", "v"];
-        let with = |more: &[&str]| Cli::try_parse_from(restore.iter().chain(more));
-        assert!(with(&["--to", "disk.img"]).is_ok());
-        assert!(with(&["--to", "disk.img", "--at", "latest"]).is_ok());
-        assert!(with(&["--to", "disk.img", "--at", "812"]).is_ok());
-        assert!(with(&["--to", "disk.img", "--at", "2026-11-22T17:41:03+01:00"]).is_ok());
-        for wrong in [
-            &["--to", "disk.img", "--at", "yesterday"][..],
-            &["--to", "disk.img", "--at", "0"],
-            &["--to", "http://host/disk"],
-            &["--to", ""],
-            &["--to", "disk.img", "--remote-option", "novalue"],
-            &[],
-        ] {
-            let error = with(wrong).expect_err("taken although it is wrong");
-            assert_eq!(error.exit_code(), 2, "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn the_log_format_may_stand_behind_the_command() {
-        let cli = Cli::try_parse_from(["umbra", "serve", "umbra.toml", "--log", "json"]).unwrap();
-        assert_eq!(cli.log, Some(LogFormat::Json));
-    }
+        .map_err(|error| Failure::new("start", "the runtime").because(&error))?;
+    runtime.block_on(async {
+        let outcome = command.await;
+        let tasks = tokio::runtime::Handle::current().metrics();
+        let left = async {
+            while tasks.num_alive_tasks() > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        // Whatever is left then was of no use to the command.
+        let _ = tokio::time::timeout(LEAVE_MAX, left).await;
+        outcome
+    })
 }

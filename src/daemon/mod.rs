@@ -29,13 +29,13 @@ use crate::remote::probe::{ConditionalPuts, conditional_puts};
 use crate::remote::{Limits, Remote};
 use crate::snapshot::publisher::{self, Left, Parts};
 use crate::snapshot::status::Report;
-use crate::snapshot::upload::Uploader;
+use crate::snapshot::upload::Memory;
 use crate::status::{self, LogStatus, PointStatus, Status, StatusError, VolumeStatus};
 use crate::units::LogIndex;
 use crate::volume::{Sequences, Start, Volume};
 use crate::writelog;
 
-use state::{Clean, StateError, StateFolder};
+use state::{Clean, StateError, StateFolder, VolumeState};
 use stores::StoreError;
 
 /// How long a stop goes on uploading what is left.
@@ -96,7 +96,9 @@ struct Running {
     name: String,
     volume: Volume,
     store: Arc<dyn Disk>,
-    publisher: JoinHandle<Option<Left>>,
+    /// The mark that it was started with.
+    clean: Option<Clean>,
+    publisher: Option<JoinHandle<Option<Left>>>,
 }
 
 /// A volume as the status and the alarm see it.
@@ -124,18 +126,16 @@ impl Gateway {
         reserve_sequences(&state, &sequences)?;
 
         let (stop_publishing, stopping) = watch::channel(false);
-        let memory = Uploader::memory();
+        let memory = Memory::default();
         let conditional = Arc::new(OnceCell::new());
-        let mut volumes = Vec::with_capacity(stores.len());
+        let mut starting = Vec::with_capacity(stores.len());
         let mut watched = Vec::with_capacity(stores.len());
         let mut exports = Vec::with_capacity(stores.len());
         for (written, store) in stores {
             let name = written.name.to_string();
-            let mut kept = state.volume(&name)?;
-            let clean = kept.clean.take().filter(|_| !options.compare);
-            // Gone before the first write: the mark never stands behind a run that did not end cleanly.
-            state.set_volume(&name, &kept)?;
-            let (start, expected) = start_of(&name, clean, store.as_ref());
+            let kept = state.volume(&name)?;
+            let clean = kept.clean.clone().filter(|_| !options.compare);
+            let (start, expected) = start_of(&name, clean.as_ref(), store.as_ref());
             let log = pool
                 .volume(kept.log, writelog::Start::Empty(LogIndex(1)))
                 .map_err(|source| StartError::Log { path: state.log(), source })?;
@@ -168,7 +168,7 @@ impl Gateway {
                 },
             };
             let fenced = config.remote.fencing == config::Fencing::ConditionalPut;
-            let publisher = tokio::spawn(publish(parts, fenced.then(|| conditional.clone()), stopping.clone()));
+            let publisher = publish(parts, fenced.then(|| conditional.clone()), stopping.clone());
             exports.push(Export { name: name.clone(), description: String::new(), disk: Arc::new(volume.clone()) });
             watched.push(Watched {
                 volume: volume.clone(),
@@ -176,13 +176,21 @@ impl Gateway {
                 max_age: written.max_age,
                 late: AtomicBool::new(false),
             });
-            volumes.push(Running { name, volume, store, publisher });
+            starting.push((Running { name, volume, store, clean, publisher: None }, publisher));
         }
         pool.release_unclaimed();
 
         let addresses: Vec<Address> = config.listen.iter().map(address).collect();
         let server = Server::bind(&addresses, exports).await?;
         let bound = server.addresses();
+        let mut volumes = Vec::with_capacity(starting.len());
+        for (mut running, publisher) in starting {
+            // Gone before the first write, and not before all is ready for it.
+            let kept = state.volume(&running.name)?;
+            state.set_volume(&running.name, &VolumeState { clean: None, ..kept })?;
+            running.publisher = Some(tokio::spawn(publisher));
+            volumes.push(running);
+        }
         let exports = volumes
             .iter()
             .flat_map(|running| bound.iter().map(|address| (running.name.clone(), address.clone())))
@@ -221,13 +229,9 @@ impl Gateway {
         let deadline = tokio::time::Instant::now() + LEAVE_MAX;
         let mut unfinished = Vec::new();
         for mut running in self.volumes {
-            let left = match tokio::time::timeout_at(deadline, &mut running.publisher).await {
-                Ok(Ok(left)) => left,
-                Ok(Err(_)) => None,
-                Err(_) => {
-                    running.publisher.abort();
-                    None
-                }
+            let left = match running.publisher.take() {
+                Some(publisher) => end_of(publisher, deadline).await,
+                None => None,
             };
             if !mark_clean(&self.state, &running, left).await {
                 unfinished.push(running.name);
@@ -235,6 +239,17 @@ impl Gateway {
         }
         self.background.shutdown().await;
         if unfinished.is_empty() { Ok(()) } else { Err(Unfinished { volumes: unfinished }) }
+    }
+}
+
+/// What the publisher left, if it ends in time.
+async fn end_of(mut publisher: JoinHandle<Option<Left>>, deadline: tokio::time::Instant) -> Option<Left> {
+    match tokio::time::timeout_at(deadline, &mut publisher).await {
+        Ok(left) => left.ok().flatten(),
+        Err(_) => {
+            publisher.abort();
+            None
+        }
     }
 }
 
@@ -261,7 +276,7 @@ async fn open_log(config: &Config, state: &StateFolder) -> Result<writelog::Pool
 }
 
 /// How the volume starts, and the entry that a clean start relies on.
-fn start_of(name: &str, clean: Option<Clean>, store: &dyn Disk) -> (Start, Option<crate::units::EntryNumber>) {
+fn start_of(name: &str, clean: Option<&Clean>, store: &dyn Disk) -> (Start, Option<crate::units::EntryNumber>) {
     let Some(clean) = clean else {
         return (Start::Resync { front: 0 }, None);
     };
@@ -314,9 +329,16 @@ async fn probe(remote: &Remote, report: &Report) -> ConditionalPuts {
 /// Makes the store durable and marks the volume clean, if all is published. True if nothing is missing.
 async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) -> bool {
     let name = &running.name;
-    let Some(left) = left else {
-        return false;
+    let left = match (left, &running.clean) {
+        (Some(left), _) => left,
+        // The chain could not be reached, and nothing has happened since the last stop.
+        (None, Some(clean)) if running.volume.is_untouched() => Left { entry: clean.entry, front: clean.front },
+        (None, _) => return false,
     };
+    if !running.volume.is_settled() {
+        warn!(volume = name, "not everything was published; the volume will be compared in full");
+        return false;
+    }
     if running.store.geometry().abilities.flush
         && !running.store.geometry().abilities.read_only
         && let Err(error) = running.store.flush().await
@@ -324,9 +346,13 @@ async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) 
         error!(volume = name, %error, "the store failed its last flush; it will be compared in full");
         return false;
     }
+    if !running.volume.is_settled() {
+        error!(volume = name, "the store came back while it was flushed; it will be compared in full");
+        return false;
+    }
     let clean = Clean { entry: left.entry, front: left.front, store: running.store.identity() };
     let marked =
-        state.volume(name).and_then(|kept| state.set_volume(name, &state::VolumeState { clean: Some(clean), ..kept }));
+        state.volume(name).and_then(|kept| state.set_volume(name, &VolumeState { clean: Some(clean), ..kept }));
     match marked {
         Ok(()) => true,
         Err(error) => {
@@ -353,7 +379,10 @@ async fn keep_house(state: Arc<StateFolder>, sequences: Arc<Sequences>, watched:
         if let Ok(Err(error)) = reserved {
             warn!(%error, "the state folder cannot be written");
         }
-        watched.iter().for_each(Watched::alarm);
+        for watched in watched.iter() {
+            watched.volume.tick();
+            watched.alarm();
+        }
     }
 }
 

@@ -334,6 +334,10 @@ impl Disk for FaultyDisk {
         self.run(Kind::Extents, span(offset, length), issue, nothing)
     }
 
+    fn forget_cached(&self) -> Pending<bool> {
+        self.inner.forget_cached()
+    }
+
     fn identity(&self) -> Identity {
         self.inner.identity()
     }

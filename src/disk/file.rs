@@ -273,6 +273,15 @@ impl Disk for FileDisk {
         self.spawn(move |inner| inner.extents(Span::at(offset, length), limit))
     }
 
+    fn forget_cached(&self) -> Pending<bool> {
+        self.spawn(|inner| {
+            // Nothing is cached of what is read directly; clean pages are dropped, and those of a failed write-back
+            // are clean.
+            retry_on_intr(|| fadvise(&inner.file, 0, None, Advice::DontNeed))?;
+            Ok(true)
+        })
+    }
+
     fn identity(&self) -> Identity {
         let inner = &self.inner;
         let modified = if inner.device { None } else { inner.file.metadata().ok() };

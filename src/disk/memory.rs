@@ -226,6 +226,10 @@ impl Disk for MemoryDisk {
         }))
     }
 
+    fn forget_cached(&self) -> Pending<bool> {
+        Pending::ready(Ok(true))
+    }
+
     fn identity(&self) -> Identity {
         Identity { name: self.name.clone(), size: self.geometry.size, modified: Some(self.lock().changes) }
     }

@@ -240,6 +240,12 @@ pub trait Disk: Send + Sync + 'static {
     /// stop early, at most `limit` extents). "All data" is always a true answer.
     fn extents(&self, offset: u64, length: u64, limit: usize) -> Pending<Vec<Extent>>;
 
+    /// After a failed flush: gives up whatever is cached of the disk's content, so that later reads show what is on
+    /// the medium. False where that cannot be done.
+    fn forget_cached(&self) -> Pending<bool> {
+        Pending::ready(Ok(false))
+    }
+
     fn identity(&self) -> Identity;
 
     /// How often the disk came back after it was lost. Whoever remembers the number knows that what had completed
@@ -273,6 +279,9 @@ impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
     }
     fn extents(&self, offset: u64, length: u64, limit: usize) -> Pending<Vec<Extent>> {
         (**self).extents(offset, length, limit)
+    }
+    fn forget_cached(&self) -> Pending<bool> {
+        (**self).forget_cached()
     }
     fn identity(&self) -> Identity {
         (**self).identity()

@@ -105,20 +105,8 @@ impl Work {
                 }
             }
         }
-        taken.sort_unstable();
-        let mut zero = Vec::new();
-        let mut at = window.span.start;
-        for span in taken {
-            if span.start > at {
-                zero.push(Span::new(at, span.start));
-            }
-            at = at.max(span.end);
-        }
-        if at < window.span.end {
-            zero.push(Span::new(at, window.span.end));
-        }
         let mixed_bytes = mixed.len() as u64 * PIECE;
-        Self { mixed, mixed_bytes, zero }
+        Self { mixed, mixed_bytes, zero: plan::gaps(window.span, taken) }
     }
 }
 
@@ -163,7 +151,7 @@ async fn confirmed(
         let mut sectors = bytes.chunks(SECTOR as usize);
         for (first, count) in fragment.mask.runs() {
             for sector in first..first + count {
-                if sectors.next().is_some_and(|remote| equal(sector_of(local, sector), remote)) {
+                if sectors.next().is_some_and(|remote| remote.starts_with(sector_of(local, sector))) {
                     different = different.minus(Mask::range(sector, 1));
                 }
             }
@@ -172,15 +160,10 @@ async fn confirmed(
     Ok(different)
 }
 
-/// A sector of a block that may end early, at the end of the volume.
+/// A sector of a block that may end early, at the end of the volume or of the store.
 fn sector_of(block: &[u8], sector: u32) -> &[u8] {
     let from = (sector as usize * SECTOR as usize).min(block.len());
     &block[from..block.len().min(from + SECTOR as usize)]
-}
-
-/// Whether `local`, with zeroes behind it, is `remote`.
-fn equal(local: &[u8], remote: &[u8]) -> bool {
-    remote.len() >= local.len() && remote[..local.len()] == *local && is_zero(&remote[local.len()..])
 }
 
 fn mask_spans(block: Block, mask: Mask) -> impl Iterator<Item = Span> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 
@@ -25,7 +26,7 @@ use crate::units::{BLOCK, Block, Mask, SECTOR, Sequence, Span, Timestamp};
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -33,12 +34,12 @@ impl Random {
         z ^ z >> 31
     }
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.draw() % end
     }
     fn mask(&mut self) -> Mask {
         match self.below(4) {
             0 => Mask::FULL,
-            1 => Mask(u128::from(self.next()) << 64 | u128::from(self.next())),
+            1 => Mask(u128::from(self.draw()) << 64 | u128::from(self.draw())),
             _ => {
                 let first = self.below(128) as u32;
                 Mask::range(first, self.below(u64::from(128 - first)) as u32 + 1)
@@ -87,7 +88,12 @@ pub struct World {
 impl World {
     /// A volume; its model is kept in memory only if it is `modelled`.
     pub async fn new(seed: u64, size: u64, modelled: bool) -> Self {
-        let store = FaultyStore::new(Arc::new(InMemory::new()));
+        Self::on(Arc::new(InMemory::new()), seed, size, modelled).await
+    }
+
+    /// In another store than memory.
+    pub async fn on(store: Arc<dyn ObjectStore>, seed: u64, size: u64, modelled: bool) -> Self {
+        let store = FaultyStore::new(store);
         let limits = Limits {
             answer: Duration::from_secs(5),
             patience: Duration::from_millis(300),
@@ -95,7 +101,7 @@ impl World {
             pause_max: Duration::from_millis(4),
             ..Limits::default()
         };
-        let remote = Remote::with_store(Arc::new(store.clone()), Path::from("umbra"), limits);
+        let remote = Remote::with_store(Arc::new(store.clone()), Path::ROOT, limits);
         let opening = Opening {
             instance: InstanceId([7; 16]),
             store: "memory".to_owned(),
@@ -168,7 +174,7 @@ impl World {
         let kind = self.random.below(3);
         let mut bytes: Vec<u8> = (0..data.count() as usize * SECTOR as usize)
             .map(|i| match kind {
-                0 => self.random.next() as u8,
+                0 => self.random.draw() as u8,
                 1 => (block as usize + i / 512) as u8,
                 _ => 0,
             })

@@ -20,7 +20,7 @@ pub mod verify;
 pub mod whole;
 
 #[cfg(test)]
-mod fixture;
+pub mod fixture;
 #[cfg(test)]
 mod tests;
 

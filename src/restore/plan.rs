@@ -40,11 +40,15 @@ pub fn spans(fragment: &Fragment, size: u64) -> impl Iterator<Item = Span> + use
 /// could not be read when the copy was made.
 pub fn not_data(window: Span, fragments: &[Fragment]) -> Vec<Span> {
     let data = fragments.iter().filter(|fragment| matches!(fragment.content, Content::Data { .. }));
-    let mut data: Vec<Span> = data.flat_map(|fragment| spans(fragment, window.end)).collect();
-    data.sort_unstable();
+    gaps(window, data.flat_map(|fragment| spans(fragment, window.end)).collect())
+}
+
+/// What of `window` lies in none of `taken`, in order.
+pub fn gaps(window: Span, mut taken: Vec<Span>) -> Vec<Span> {
+    taken.sort_unstable();
     let mut gaps = Vec::new();
     let mut at = window.start;
-    for span in data {
+    for span in taken.into_iter().take_while(|span| span.start < window.end) {
         if span.start > at {
             gaps.push(Span::new(at, span.start));
         }

@@ -365,7 +365,7 @@ impl Target {
         let span = Span::at(offset, data.len() as u64);
         for piece in pieces(span, self.write_max) {
             let bytes = data.slice(indices(piece, offset));
-            if piece.start % self.unit == 0 && piece.end % self.unit == 0 {
+            if piece.start.is_multiple_of(self.unit) && piece.end.is_multiple_of(self.unit) {
                 self.put_whole(piece.start, bytes).await?;
             } else {
                 self.put_ragged(piece, bytes).await?;

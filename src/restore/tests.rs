@@ -138,16 +138,23 @@ async fn a_damaged_or_missing_pack_is_named_and_nothing_wrong_is_written() {
     let size = 5 * MIB;
     let world = world(9, size, 6).await;
     let moment = world.history.last().unwrap();
-    for key in packs(&world).await {
+    let keys = packs(&world).await;
+    let mut failures = 0;
+    for key in &keys {
         for fault in [Fault::FlipBit, Fault::Status(404), Fault::Truncate(100), Fault::WrongRange] {
-            world.store.every(Call::Get, &key, fault.clone());
+            world.store.every(Call::Get, key, fault.clone());
             let disk = Arc::new(MemoryDisk::new(size));
-            let error =
-                restore_to(&world, moment, disk.clone(), true).await.expect_err("restored from what is damaged");
+            let outcome = restore_to(&world, moment, disk.clone(), true).await;
             world.store.heal();
-            let text = all_of(&error);
-            assert!(text.contains(&key) && text.contains(&moment.entry.number.to_string()), "{fault:?}: {text}");
             let found = content(&*disk, size).await;
+            let Err(error) = outcome else {
+                // The bit lay between the records that were wanted.
+                assert!(fault == Fault::FlipBit && found == moment.content, "{fault:?} went unnoticed");
+                continue;
+            };
+            failures += 1;
+            let text = all_of(&error);
+            assert!(text.contains(key) && text.contains(&moment.entry.number.to_string()), "{fault:?}: {text}");
             assert!(is_unfinished(&found), "{fault:?}: the mark is gone");
             for (at, sector) in found.chunks(SECTOR as usize).enumerate().skip(1) {
                 let right = &moment.content[at * SECTOR as usize..][..SECTOR as usize];
@@ -155,6 +162,7 @@ async fn a_damaged_or_missing_pack_is_named_and_nothing_wrong_is_written() {
             }
         }
     }
+    assert!(failures >= 3 * keys.len());
 }
 
 #[tokio::test]
@@ -162,7 +170,6 @@ async fn damage_on_the_way_heals_at_the_second_attempt() {
     let size = 3 * MIB;
     let world = world(10, size, 6).await;
     let moment = world.history.last().unwrap();
-    world.store.seeded(11, 5);
     for key in packs(&world).await {
         world.store.once(Call::Get, &key, Fault::FlipBit);
     }
@@ -209,14 +216,13 @@ async fn every_object_of_a_point_is_verified() {
     let objects: Vec<_> = keys.into_iter().filter(|key| key.contains("/packs/") || key.contains("/runs/")).collect();
     let mut found = 0;
     for key in &objects {
-        let key = key.trim_start_matches("umbra/");
         for fault in [Fault::FlipBit, Fault::Status(404)] {
             world.store.every(Call::Get, key, fault.clone());
             let findings = verify_objects(world.chain(), entry, &Progress::default()).await;
             world.store.heal();
             let bad: Vec<_> = findings.bad.iter().map(|bad| bad.key.as_str()).collect();
             if !bad.is_empty() {
-                assert_eq!(bad, [key], "{fault:?}");
+                assert_eq!(bad, [key.as_str()], "{fault:?}");
                 found += 1;
             }
         }

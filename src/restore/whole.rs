@@ -5,7 +5,7 @@
 //! zero. Reads and writes of one window go on while the next is looked up.
 //!
 //! Promises: no byte is written that was not checked; what the point does not name becomes zero; after an error the
-//! target keeps its mark. In memory: 128 MiB of records under way, and the places of the records of one window.
+//! target keeps its mark. In memory: 96 MiB of records under way, and the places of the records of one window.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,9 +24,9 @@ use crate::chain::resolve::{ResolveError, Resolver};
 use crate::units::{EntryNumber, KIB, MIB, SECTOR, Span};
 
 /// Records under way, stored and decoded bytes together.
-const UNDER_WAY_MAX: u64 = 128 * MIB;
+const UNDER_WAY_MAX: u64 = 96 * MIB;
 /// Jobs under way, however small: as many requests as an object store likes to have from one client.
-const JOBS_MAX: u64 = 32;
+const JOBS_MAX: u64 = 24;
 /// What a job counts for at least, so that no more than [`JOBS_MAX`] are under way.
 const JOB_MIN: u64 = UNDER_WAY_MAX / JOBS_MAX;
 /// Neighbouring records are written together up to this length: enough for the full speed of any disk.

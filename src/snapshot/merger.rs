@@ -11,7 +11,7 @@ use tracing::{debug, error, warn};
 
 use super::numbers::ObjectNumbers;
 use super::status::Report;
-use super::upload::{Taken, Uploader};
+use super::upload::{Taken, Uploader, with_causes};
 use crate::chain::merge::{self, FANOUT, Levels, Step};
 use crate::format::{Keys, ObjectRef};
 use crate::remote::Remote;
@@ -27,10 +27,12 @@ pub struct Merger {
     uploader: Uploader,
     report: Arc<Report>,
     running: Option<(Step, Merge)>,
+    /// An input is missing or damaged: lists grow longer, and nothing else suffers.
+    given_up: bool,
 }
 
-/// The run; none if it could not be made now.
-type Merge = JoinHandle<Result<Option<ObjectRef>, Taken>>;
+/// The run; none if it can never be made; nothing if it could not be made now.
+type Merge = JoinHandle<Result<Option<Option<ObjectRef>>, Taken>>;
 
 impl Merger {
     pub fn new(
@@ -40,7 +42,7 @@ impl Merger {
         uploader: Uploader,
         report: Arc<Report>,
     ) -> Self {
-        Self { remote, keys, numbers, uploader, report, running: None }
+        Self { remote, keys, numbers, uploader, report, running: None, given_up: false }
     }
 
     /// Puts finished runs into the lists, and begins the next merge that is due. Waits only where a list is about to
@@ -51,6 +53,7 @@ impl Merger {
             match &self.running {
                 Some((_, task)) if !task.is_finished() && !overdue => return Ok(()),
                 Some(_) => self.finish(levels).await?,
+                None if self.given_up => return Ok(()),
                 None => {
                     let Some(step) = merge::plan(levels) else { return Ok(()) };
                     self.begin(step);
@@ -67,10 +70,18 @@ impl Merger {
         let task = tokio::spawn(async move {
             let number = numbers.next();
             match merge::merge(remote, &keys, kind, &inputs, numbers.generation(), number).await {
-                Ok((body, run)) => uploader.put(keys.volume().run_key(&run), body, run, None).await.map(Some),
-                Err(error) => {
+                Ok((body, run)) => {
+                    uploader.put(keys.volume().run_key(&run), body, run, None).await.map(|run| Some(Some(run)))
+                }
+                Err(error) if error.is_transient() => {
                     warn!(volume = report.volume(), %error, "indexes cannot be merged yet");
                     Ok(None)
+                }
+                Err(error) => {
+                    let error = with_causes(&error);
+                    error!(volume = report.volume(), error, "indexes cannot be merged: verify the newest point");
+                    report.failed(error);
+                    Ok(Some(None))
                 }
             }
         });
@@ -80,7 +91,11 @@ impl Merger {
     async fn finish(&mut self, levels: &mut Levels) -> Result<(), Taken> {
         let Some((step, task)) = self.running.take() else { return Ok(()) };
         match task.await {
-            Ok(Ok(Some(run))) => {
+            Ok(Ok(Some(None))) => {
+                self.given_up = true;
+                Ok(())
+            }
+            Ok(Ok(Some(Some(run)))) => {
                 if let Err(gone) = merge::replace(levels, &step, run) {
                     warn!(volume = self.report.volume(), %gone, "a merged index is of no use");
                 }

@@ -16,3 +16,6 @@ pub mod scanner;
 pub mod slices;
 pub mod status;
 pub mod upload;
+
+#[cfg(test)]
+mod tests;

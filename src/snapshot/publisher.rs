@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -26,7 +26,7 @@ use super::numbers::ObjectNumbers;
 use super::scanner::{Scanner, Sealed};
 use super::slices::{SliceCut, Slices};
 use super::status::{NewestPoint, Report};
-use super::upload::{Taken, Uploader, with_causes};
+use super::upload::{Memory, Purpose, Taken, Uploader, with_causes};
 use crate::chain::resolve::Resolver;
 use crate::chain::{At, ChainWriter, Opening, Proposal, PublishError};
 use crate::clock::Clock;
@@ -41,6 +41,8 @@ use crate::volume::{Cut, Sequences, State, Volume};
 const DRAFT_EVERY: Duration = Duration::from_secs(15);
 /// An idle volume says this often that it is still shadowed.
 const IDLE_POINT_EVERY: Duration = Duration::from_secs(15 * 60);
+/// A resync begins at most this often: a store that is away ends each at once.
+const RESYNC_EVERY: Duration = Duration::from_secs(3);
 /// The publisher looks this often whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Between two attempts to open or publish.
@@ -58,8 +60,8 @@ pub struct Parts {
     pub epoch: Duration,
     pub clock: Clock,
     pub sequences: Arc<Sequences>,
-    /// [`Uploader::memory`], shared by all volumes.
-    pub memory: Arc<Semaphore>,
+    /// Shared by all volumes.
+    pub memory: Memory,
     pub report: Arc<Report>,
     /// Called when the chain has been opened.
     pub opened: Box<dyn FnOnce(VolumeId) + Send>,
@@ -104,6 +106,8 @@ pub struct Publisher {
     draft: bool,
     newest: EntryNumber,
     last_entry: Instant,
+    /// When the last resync began.
+    resynced: Option<Instant>,
     epoch: Duration,
     report: Arc<Report>,
 }
@@ -164,10 +168,11 @@ impl Publisher {
         }
         let behind = newest.sequence > sequences.newest();
         sequences.raise_above(newest.sequence);
-        let unexpected = expected.is_some_and(|expected| expected != found);
+        let elsewhere = chain.volume() != opening.known.unwrap_or(chain.volume());
+        let unexpected = expected.is_some_and(|expected| expected != found || elsewhere);
         if unexpected || behind {
             warn!(volume = %name, newest = %found, "the chain is not as the last stop left it; comparing everything");
-            volume.distrust();
+            volume.distrust_base();
         }
         let keys = chain.keys().clone();
         let numbers = Arc::new(ObjectNumbers::new(newest.generation));
@@ -187,6 +192,7 @@ impl Publisher {
             draft: newest.draft || found.0 == 0,
             newest: newest.number,
             last_entry: Instant::now(),
+            resynced: None,
             epoch,
             report,
             chain,
@@ -247,13 +253,19 @@ impl Publisher {
     async fn step(&mut self, leaving: bool) -> Result<(), End> {
         let cut = self.volume.cut();
         self.seal_scan(leaving).await?;
-        let exact = self.volume.is_exact(cut) && self.scan.is_none();
         let news = cut.index > self.volume.published().index || !self.scan_packs.is_empty();
-        let owed = exact && (self.draft || self.last_entry.elapsed() >= IDLE_POINT_EVERY);
+        let shadowing = self.volume.state() == State::Shadowing;
+        // A store that came back may have forgotten what a scan saw a moment ago. And without news an overflowed
+        // volume is no longer what its last cut says.
+        let doubtful = self.volume.has_come_back() && (self.draft || !self.scan_packs.is_empty());
+        let exact = self.volume.is_exact(cut) && self.scan.is_none() && !doubtful && (shadowing || news);
+        let owed = exact && shadowing && (self.draft || self.last_entry.elapsed() >= IDLE_POINT_EVERY);
         if news || owed || leaving {
             self.publish(cut, exact, leaving).await?;
         }
-        if self.scan.is_none() && self.scan_packs.is_empty() && self.volume.resync_if_drained() {
+        let pausing = self.resynced.is_some_and(|resynced| resynced.elapsed() < RESYNC_EVERY);
+        if self.scan.is_none() && self.scan_packs.is_empty() && !pausing && self.volume.resync_if_drained() {
+            self.resynced = Some(Instant::now());
             info!(volume = self.volume.name(), "what was logged is published; resyncing what was not");
         }
         Ok(())
@@ -262,17 +274,17 @@ impl Publisher {
     /// What the scan read up to any cut that was named before is in `scan_packs` afterwards.
     async fn seal_scan(&mut self, leaving: bool) -> Result<(), End> {
         let Some(scan) = &self.scan else { return Ok(()) };
-        let Sealed { packs, front, over } = match scan.seal().await {
+        let Sealed { packs, front, over } = match scan.seal(leaving).await {
             Some(sealed) => sealed?,
             // Cannot happen while the scanner's task lives; what it read is lost, so everything is compared again.
             None => {
-                self.volume.distrust();
+                self.volume.distrust_base();
                 Sealed { over: true, ..Sealed::default() }
             }
         };
         self.scan_packs.extend(packs);
         self.front = front;
-        if over || leaving {
+        if over {
             self.scan = None;
         }
         Ok(())
@@ -281,9 +293,11 @@ impl Publisher {
     async fn publish(&mut self, cut: Cut, exact: bool, leaving: bool) -> Result<(), End> {
         let published = self.volume.published();
         let mut slices = self.slices.take(published.index, cut);
-        if (self.draft || !exact) && slices.len() > 1 {
+        // What a scan read shows in every slice: only the last is one cut.
+        if (self.draft || !exact || !self.scan_packs.is_empty()) && slices.len() > 1 {
             slices.drain(..slices.len() - 1);
         }
+        slices.retain(|slice| slice.cut == cut || self.volume.is_exact(slice.cut));
         let Some(mut own) = self.upload(published.index.next(), cut, &slices).await? else {
             // The log could not be read: what it held is scanned again.
             return Ok(());
@@ -292,13 +306,16 @@ impl Publisher {
         self.merger.apply(&mut self.levels).await?;
         let proposal = Proposal {
             kind: if exact { EntryKind::Point } else { EntryKind::Draft },
-            sequence: cut.sequence,
+            sequence: cut.sequence.max(self.chain.newest().sequence),
             time: slices[slices.len() - 1].time,
             size: self.volume.size(),
             draft: !exact,
             leaving,
             scan: (!exact).then_some(ScanCursor { front: self.front }),
-            slices: slices.iter().map(|slice| Slice { sequence: slice.cut.sequence, time: slice.time }).collect(),
+            slices: slices
+                .iter()
+                .map(|slice| Slice { sequence: slice.cut.sequence.max(self.chain.newest().sequence), time: slice.time })
+                .collect(),
             new_bytes: own.iter().map(|pack| pack.length).sum(),
             own,
             levels: self.levels.clone(),
@@ -334,7 +351,7 @@ impl Publisher {
         let Ok((mut assembler, mut empty)) = assembling.await else { return Ok(self.log_lost("assembling failed")) };
         let mut uploads = JoinSet::new();
         while !empty {
-            let room = self.uploader.room().await;
+            let room = self.uploader.room(Purpose::Log).await;
             let number = self.numbers.next();
             let building = tokio::task::spawn_blocking(move || {
                 let pack = assembler.next_pack(number);
@@ -382,7 +399,9 @@ impl Publisher {
                     self.report.reached();
                     return Ok(published.entry);
                 }
-                Err(error @ PublishError::Fenced(_)) => return Err(End::Fenced(with_causes(&error))),
+                Err(error @ (PublishError::Fenced(_) | PublishError::Entry { .. })) => {
+                    return Err(End::Fenced(with_causes(&error)));
+                }
                 Err(error) => {
                     let error = with_causes(&error);
                     warn!(volume = self.volume.name(), error, retry_in = ?pause, "an entry cannot be published yet");
@@ -399,11 +418,11 @@ impl Publisher {
         // First, so that the last cut covers all that the scan read.
         self.seal_scan(true).await?;
         // Read-backs may still be under way.
-        while self.volume.state() != State::Overflowed && !self.volume.is_quiet() {
+        while matches!(self.volume.state(), State::Resyncing | State::Shadowing) && !self.volume.is_quiet() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.step(true).await?;
-        let complete = self.volume.is_quiet() && self.volume.cut() == self.volume.published();
+        let complete = self.volume.is_settled();
         let front = match self.volume.state() {
             State::Shadowing if complete && !self.draft => None,
             State::Resyncing if complete => Some(self.volume.scan_front()),

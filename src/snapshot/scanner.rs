@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use super::assemble::PACK_BYTES;
 use super::numbers::ObjectNumbers;
 use super::status::Report;
-use super::upload::{Room, Taken, Uploader};
+use super::upload::{Purpose, Room, Taken, Uploader};
 use crate::chain::differs::{Policy, differs};
 use crate::chain::resolve::{Content as Held, Fragment, Resolver};
 use crate::format::codec::FormatError;
@@ -38,7 +38,7 @@ const HOLE_BLOCKS: u64 = 1 << 14;
 
 /// A scan under way.
 pub struct Scanner {
-    requests: mpsc::Sender<oneshot::Sender<Result<Sealed, Taken>>>,
+    requests: mpsc::Sender<SealRequest>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -75,14 +75,16 @@ impl Scanner {
             packs: Vec::new(),
             front: 0,
             failed: None,
+            lost: false,
         };
         Self { requests, task: tokio::spawn(scan.run(receiver)) }
     }
 
-    /// Uploads all that has been read up to now, and tells what it was. None if the scan has gone.
-    pub async fn seal(&self) -> Option<Result<Sealed, Taken>> {
+    /// Uploads all that has been read up to now, and tells what it was; if it is to be the `last`, nothing is read
+    /// any more. None if something that was read is lost, and with it the scan.
+    pub async fn seal(&self, last: bool) -> Option<Result<Sealed, Taken>> {
         let (reply, sealed) = oneshot::channel();
-        self.requests.send(reply).await.ok()?;
+        self.requests.send(SealRequest { reply, last }).await.ok()?;
         sealed.await.ok()
     }
 }
@@ -100,14 +102,19 @@ struct Scan {
     numbers: Arc<ObjectNumbers>,
     uploader: Uploader,
     report: Arc<Report>,
-    pack: Option<(PackBuilder, u64, Room)>,
+    pack: Option<(PackBuilder, Room)>,
     uploads: JoinSet<Result<ObjectRef, Taken>>,
     packs: Vec<ObjectRef>,
     front: u64,
     failed: Option<Taken>,
+    /// Something that was read did not reach a pack.
+    lost: bool,
 }
 
-type SealRequest = oneshot::Sender<Result<Sealed, Taken>>;
+struct SealRequest {
+    reply: oneshot::Sender<Result<Sealed, Taken>>,
+    last: bool,
+}
 
 impl Scan {
     async fn run(mut self, mut requests: mpsc::Receiver<SealRequest>) {
@@ -116,10 +123,12 @@ impl Scan {
         let mut sealing: Option<SealRequest> = None;
         loop {
             if reading.is_empty()
-                && let Some(reply) = sealing.take()
+                && let Some(SealRequest { reply, last }) = sealing.take()
             {
+                let over = over || last;
                 let sealed = self.seal(over).await;
-                if reply.send(sealed).is_err() || over {
+                // Whoever asked is told of a loss by the missing answer.
+                if self.lost || reply.send(sealed).is_err() || over {
                     return;
                 }
                 continue;
@@ -128,17 +137,22 @@ impl Scan {
             tokio::select! {
                 biased;
                 request = requests.recv(), if sealing.is_none() => match request {
-                    Some(reply) => sealing = Some(reply),
+                    Some(asked) => sealing = Some(asked),
                     None => return,
                 },
                 turn = self.volume.scan_next(), if more => match turn {
-                    Ok(Some(turn)) => reading.push_back(turn.read()),
+                    // A task of its own lets the piece's range go when it is read, whatever the packs wait for.
+                    Ok(Some(turn)) => reading.push_back(tokio::spawn(turn.read())),
                     Ok(None) => over = true,
                     Err(Interrupted) => over = true,
                 },
                 Some(piece) = reading.next(), if !reading.is_empty() => match piece {
-                    Ok(piece) => self.take(piece).await,
-                    Err(Interrupted) => over = true,
+                    Ok(Ok(piece)) => self.take(piece).await,
+                    Ok(Err(Interrupted)) => over = true,
+                    Err(error) => {
+                        self.lose(&error);
+                        over = true;
+                    }
                 },
             }
             while let Some(uploaded) = self.uploads.try_join_next() {
@@ -162,12 +176,17 @@ impl Scan {
         match uploaded {
             Ok(Ok(pack)) => self.packs.push(pack),
             Ok(Err(taken)) => self.failed = Some(taken),
-            Err(error) => error!(volume = self.report.volume(), %error, "an upload ended unexpectedly"),
+            Err(error) => self.lose(&error),
         }
     }
 
+    fn lose(&mut self, error: &impl std::error::Error) {
+        error!(volume = self.report.volume(), %error, "a part of a scan is lost; comparing everything again");
+        self.lost = true;
+    }
+
     fn close_pack(&mut self) {
-        if let Some((pack, _, room)) = self.pack.take()
+        if let Some((pack, room)) = self.pack.take()
             && !pack.is_empty()
         {
             let uploader = self.uploader.clone();
@@ -207,12 +226,13 @@ impl Scan {
                 Some(held) => zeroes_over(&held),
                 None => vec![(Block(block), count, Mask::FULL)],
             };
-            if !blocks.is_empty() {
-                let pack = self.pack().await;
-                for (first, count, mask) in blocks {
-                    pushed(pack.push_void(first, count, 0, mask, Void::Zero));
-                }
-            }
+            self.put(
+                blocks
+                    .into_iter()
+                    .map(|(first, count, mask)| Found { first, count, mask, data: Err(Void::Zero) })
+                    .collect(),
+            )
+            .await;
             block += count;
         }
     }
@@ -221,34 +241,66 @@ impl Scan {
         let first = Block::of(span.start);
         let count = span.end.div_ceil(BLOCK) - first.0;
         let held = retry(&self.report, || self.base.resolve(first, count)).await;
-        if self.pack.as_ref().is_some_and(|(pack, ..)| pack.stored_bytes() >= PACK_BYTES) {
-            self.close_pack();
-        }
-        self.pack().await;
-        let Some((mut pack, number, room)) = self.pack.take() else { return };
         let keys = self.keys.clone();
-        let filled = tokio::task::spawn_blocking(move || {
-            compare(&keys, span, &parts, held.as_deref(), &mut pack);
-            pack
-        });
-        match filled.await {
-            Ok(pack) => self.pack = Some((pack, number, room)),
-            Err(error) => error!(volume = self.report.volume(), %error, "a scan's pack was lost"),
+        let compared = tokio::task::spawn_blocking(move || compare(&keys, span, &parts, held.as_deref()));
+        match compared.await {
+            Ok(found) => self.put(found).await,
+            Err(error) => self.lose(&error),
         }
     }
 
-    async fn pack(&mut self) -> &mut PackBuilder {
-        if self.pack.is_none() {
-            let room = self.uploader.room().await;
-            let number = self.numbers.next();
-            self.pack = Some((PackBuilder::new(&self.keys, self.numbers.generation(), number), number, room));
+    /// Adds what differs to the pack; makes one only if there is something to add.
+    async fn put(&mut self, found: Vec<Found>) {
+        if found.is_empty() {
+            return;
         }
-        &mut self.pack.as_mut().expect("made just now").0
+        if self.pack.as_ref().is_some_and(|(pack, _)| pack.stored_bytes() >= PACK_BYTES) {
+            self.close_pack();
+        }
+        let (mut pack, room) = match self.pack.take() {
+            Some(pack) => pack,
+            None => {
+                let room = self.uploader.room(Purpose::Scan).await;
+                (PackBuilder::new(&self.keys, self.numbers.generation(), self.numbers.next()), room)
+            }
+        };
+        let filled = tokio::task::spawn_blocking(move || {
+            let pushed = found.into_iter().try_for_each(|found| found.push(&mut pack));
+            (pack, pushed)
+        });
+        match filled.await {
+            Ok((pack, pushed)) => {
+                self.pack = Some((pack, room));
+                if let Err(error) = pushed {
+                    self.lose(&error);
+                }
+            }
+            Err(error) => self.lose(&error),
+        }
     }
 }
 
-/// Adds what differs from what is `held` (none: everything counts as different) to the pack.
-fn compare(keys: &Keys, span: Span, parts: &[(Span, Part)], held: Option<&[Fragment]>, pack: &mut PackBuilder) {
+/// What a pack is to say of `count` blocks from `first`.
+struct Found {
+    first: Block,
+    count: u64,
+    mask: Mask,
+    /// The bytes of the mask's sectors, or what stands there without any.
+    data: Result<Bytes, Void>,
+}
+
+impl Found {
+    fn push(self, pack: &mut PackBuilder) -> Result<(), FormatError> {
+        match self.data {
+            Ok(bytes) => pack.push_data(self.first, 0, self.mask, &bytes),
+            Err(void) => pack.push_void(self.first, self.count, 0, self.mask, void),
+        }
+    }
+}
+
+/// What differs from what is `held` (none: everything counts as different).
+fn compare(keys: &Keys, span: Span, parts: &[(Span, Part)], held: Option<&[Fragment]>) -> Vec<Found> {
+    let mut found = Vec::new();
     let mut held_from = 0;
     for block in span.start / BLOCK..span.end.div_ceil(BLOCK) {
         let mut bytes = vec![0; BLOCK as usize];
@@ -274,7 +326,7 @@ fn compare(keys: &Keys, span: Span, parts: &[(Span, Part)], held: Option<&[Fragm
             Some(held) => {
                 held_from += held[held_from..].partition_point(|fragment| fragment.first.0 + fragment.count <= block);
                 let of_block = held[held_from..].iter().take_while(|fragment| fragment.first.0 <= block);
-                let fragments: Vec<Fragment> = of_block.cloned().collect();
+                let fragments: Vec<Fragment> = of_block.copied().collect();
                 differs(keys, &bytes, Block(block), &fragments, Policy::Strict)
             }
             None => Mask::FULL,
@@ -282,14 +334,15 @@ fn compare(keys: &Keys, span: Span, parts: &[(Span, Part)], held: Option<&[Fragm
         let different = different.and(present).minus(unreadable);
         let (zeroes, data) = split_zeroes(&bytes, different);
         if !data.is_empty() {
-            pushed(pack.push_data(Block(block), 0, data, &gather(&bytes, data)));
+            found.push(Found { first: Block(block), count: 1, mask: data, data: Ok(gather(&bytes, data)) });
         }
         for (mask, void) in [(zeroes, Void::Zero), (unreadable, Void::Unreadable)] {
             if !mask.is_empty() {
-                pushed(pack.push_void(Block(block), 1, 0, mask, void));
+                found.push(Found { first: Block(block), count: 1, mask, data: Err(void) });
             }
         }
     }
+    found
 }
 
 /// The sectors of `block` that the bytes touch.
@@ -325,18 +378,13 @@ fn zeroes_over(held: &[Fragment]) -> Vec<(Block, u64, Mask)> {
     for fragment in held.iter().filter(|fragment| fragment.content != Held::Void(Void::Zero)) {
         match blocks.last_mut() {
             Some((first, 1, mask)) if *first == fragment.first && fragment.count == 1 => *mask = mask.or(fragment.mask),
+            Some((first, count, Mask::FULL)) if first.0 + *count == fragment.first.0 && fragment.mask == Mask::FULL => {
+                *count += fragment.count;
+            }
             _ => blocks.push((fragment.first, fragment.count, fragment.mask)),
         }
     }
     blocks
-}
-
-/// A record that a pack refuses was put in out of order: a fault of this module, which no input can provoke.
-fn pushed(result: Result<(), FormatError>) {
-    if let Err(error) = result {
-        error!(%error, "a record was not taken by its pack");
-        debug_assert!(false, "{error}");
-    }
 }
 
 /// Asks the remote copy; where it cannot tell (an object is missing or damaged), everything counts as different.

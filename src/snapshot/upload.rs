@@ -16,8 +16,9 @@ use crate::format::{ObjectHash, ObjectRef};
 use crate::remote::{PutOutcome, Remote};
 use crate::units::MIB;
 
-/// Memory of packs being built or uploaded, of all volumes of a gateway, MiB.
-pub const PACK_MEMORY_MIB: u32 = 256;
+/// Memory of packs being built or uploaded, of all volumes of a gateway, MiB: for the log's, and as much for scans'.
+/// A scan keeps its share until its pack is full or its publisher comes to seal it, and must not hold up publishers.
+pub const PACK_MEMORY_MIB: u32 = 144;
 /// The most that one pack is charged with, MiB: it is closed at 64, and its last block's records and index follow.
 const PACK_CHARGE_MIB: u32 = 72;
 
@@ -34,10 +35,31 @@ pub struct Taken {
     pub key: String,
 }
 
+/// What a pack is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Log,
+    Scan,
+}
+
+/// The memory for all packs of a gateway; clones share it.
+#[derive(Clone)]
+pub struct Memory {
+    log: Arc<Semaphore>,
+    scan: Arc<Semaphore>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let share = || Arc::new(Semaphore::new(PACK_MEMORY_MIB as usize));
+        Self { log: share(), scan: share() }
+    }
+}
+
 #[derive(Clone)]
 pub struct Uploader {
     remote: Remote,
-    memory: Arc<Semaphore>,
+    memory: Memory,
     report: Arc<Report>,
 }
 
@@ -46,18 +68,17 @@ pub struct Room(OwnedSemaphorePermit);
 
 impl Uploader {
     /// `memory` is shared by all volumes.
-    pub fn new(remote: Remote, memory: Arc<Semaphore>, report: Arc<Report>) -> Self {
+    pub fn new(remote: Remote, memory: Memory, report: Arc<Report>) -> Self {
         Self { remote, memory, report }
     }
 
-    /// The memory for all packs of a gateway.
-    pub fn memory() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(PACK_MEMORY_MIB as usize))
-    }
-
     /// Waits until another pack may be built.
-    pub async fn room(&self) -> Room {
-        let permit = self.memory.clone().acquire_many_owned(PACK_CHARGE_MIB).await;
+    pub async fn room(&self, purpose: Purpose) -> Room {
+        let memory = match purpose {
+            Purpose::Log => &self.memory.log,
+            Purpose::Scan => &self.memory.scan,
+        };
+        let permit = memory.clone().acquire_many_owned(PACK_CHARGE_MIB).await;
         Room(permit.expect("the semaphore is never closed"))
     }
 

@@ -11,7 +11,7 @@
 //!   marked. An operation that left no record marks its regions before it is issued.
 //! - After the first refused record none is accepted until the log is restarted: `overflowed_at` never moves.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +27,9 @@ use crate::writelog::{Record, VolumeLog};
 
 /// Unpublished operations that are remembered at most (96 MiB of descriptors); one more is an overflow.
 const DESCRIPTORS_MAX: usize = 4 << 20;
+
+/// Regions that are looked at together in a scan: 4 GiB. A hole as long is passed under one lock.
+const RUN_MAX: u64 = 1024;
 
 /// Where a volume stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +75,8 @@ pub struct Admission {
     /// Marked regions that hold changes from the log too: a scan uploads them whole, since comparing with the
     /// entry's content would miss what the log still changes.
     blind: RegionSet,
+    /// Operations whose outcome, or edges, are still being read back: what they may have changed.
+    unknown: BTreeMap<LogIndex, Span>,
     /// In Resyncing: marked regions before this byte have been scanned.
     front: u64,
     /// Cuts from this one on are the volume exactly: no scan is outstanding.
@@ -107,6 +112,7 @@ impl Admission {
             progress: Progress::new(nothing.index),
             marked: RegionSet::new(size),
             blind: RegionSet::new(size),
+            unknown: BTreeMap::new(),
             front: 0,
             exact_from: Some(nothing.index),
             lag_bytes: 0,
@@ -146,9 +152,15 @@ impl Admission {
         };
         self.newest_sequence = sequence;
         self.lag_writes += 1;
-        let resyncing = self.state == State::Resyncing;
-        let ticket = if resyncing && span.start >= self.front && self.marked.contains_all(span) {
+        let ahead = Span::new(self.front.clamp(span.start, span.end), span.end);
+        let scanned_later = self.state == State::Resyncing && !ahead.is_empty() && self.marked.contains_all(ahead);
+        let ticket = if scanned_later && ahead == span {
             self.record(log, LogOp::Ahead, inner, Bytes::new())
+        } else if scanned_later {
+            // The front is at the border of a block: what lies behind it is in whole sectors.
+            let behind = Span::new(inner.start.min(ahead.start), ahead.start);
+            let length = if payload.is_empty() { 0 } else { behind.len() as usize };
+            self.record(log, op, behind, payload.slice(..length))
         } else {
             self.blind_if_ahead(span);
             self.record(log, op, inner, payload)
@@ -221,21 +233,33 @@ impl Admission {
         self.progress.complete(index);
     }
 
-    /// The outcome of the whole operation is unknown, in `parts` ranges to be read back.
-    pub fn void_unknown(&mut self, index: LogIndex, parts: u32) {
-        self.progress.bar(index, parts);
+    /// The outcome of the whole operation on `span` is unknown and to be read back.
+    pub fn void_unknown(&mut self, index: LogIndex, span: Span) {
+        self.bar(index, span, 1);
         self.void(index);
     }
 
     /// The operation succeeded, but what stands in `parts` ranges at its ragged edges is to be read back.
-    pub fn complete_ragged(&mut self, index: LogIndex, parts: u32) {
-        self.progress.bar(index, parts);
+    pub fn complete_ragged(&mut self, index: LogIndex, span: Span, parts: u32) {
+        self.bar(index, span, parts);
         self.progress.complete(index);
+    }
+
+    fn bar(&mut self, index: LogIndex, span: Span, parts: u32) {
+        self.progress.bar(index, parts);
+        if index > self.published.index {
+            self.unknown.insert(index, span);
+        } else {
+            // The log was given up meanwhile.
+            self.marked.insert(span);
+        }
     }
 
     /// `by` says what stands in one of the ranges that `index` left unknown.
     pub fn settle(&mut self, index: LogIndex, by: LogIndex) {
-        self.progress.settle(index, by);
+        if self.progress.settle(index, by) {
+            self.unknown.remove(&index);
+        }
     }
 
     /// The newest cut that can be named now.
@@ -299,6 +323,12 @@ impl Admission {
         self.stop_logging(Span::new(0, self.size));
     }
 
+    /// What the store is compared with is not what it was thought to be: nothing logged so far makes it exact.
+    pub fn distrust_base(&mut self) {
+        self.distrust();
+        self.exact_from = None;
+    }
+
     pub fn fence(&mut self, log: &VolumeLog) {
         self.stop_logging(Span::new(0, self.size));
         self.state = State::Fenced;
@@ -331,6 +361,10 @@ impl Admission {
         for descriptor in std::mem::take(&mut self.descriptors) {
             self.marked.insert(descriptor.span());
         }
+        for span in std::mem::take(&mut self.unknown).into_values() {
+            self.marked.insert(span);
+        }
+        self.exact_from = None;
         self.published = Cut { index: self.newest, sequence: self.newest_sequence };
         self.lag_bytes = 0;
         self.lag_writes = 0;
@@ -363,7 +397,7 @@ impl Admission {
     pub fn scan_ahead(&self) -> Option<Span> {
         let region = self.marked.next_from(self.front / REGION)?;
         let start = (region * REGION).max(self.front);
-        let end = (self.marked.next_absent(region) * REGION).min(self.size);
+        let end = (self.marked.next_absent(region, region + RUN_MAX) * REGION).min(self.size);
         Some(Span::new(start, end))
     }
 
@@ -396,14 +430,14 @@ impl Admission {
 
     /// Bytes that are still to be scanned.
     pub fn scan_left(&self) -> u64 {
-        match self.scan_ahead() {
-            Some(next) => {
-                let marked = self.marked.len() * REGION;
-                // The first marked region may be scanned in part, the last one may be short.
-                marked.saturating_sub(next.start % REGION).min(self.size)
-            }
-            None => 0,
-        }
+        let marked = self.marked.len() * REGION;
+        // The region that the front stands in is scanned in part; the last one may be short.
+        let begun = if self.marked.next_from(self.front / REGION) == Some(self.front / REGION) {
+            self.front % REGION
+        } else {
+            0
+        };
+        marked.saturating_sub(begun).min(self.size)
     }
 
     /// Called once a second, so that the age of the oldest unpublished operation is known to a second.

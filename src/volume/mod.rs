@@ -23,7 +23,7 @@ pub mod scan;
 pub mod sequences;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -73,8 +73,20 @@ struct Core {
     admission: Mutex<Admission>,
     /// The store's incarnation when it was last trusted.
     incarnation: AtomicU64,
+    /// A flush failed and the store cannot be read past its caches: it is compared again after every stop.
+    tainted: AtomicBool,
+    /// The store's caches are being given up: nothing is read for a comparison yet.
+    forgetting: AtomicBool,
     /// Wakes the publisher when there is something that should not wait for its next tick.
     urgent: Notify,
+}
+
+/// What decides how a change's error is understood.
+#[derive(Clone, Copy)]
+struct Mode {
+    /// Zeroes only if that is fast: refusing changes nothing.
+    fast_only: bool,
+    fua: bool,
 }
 
 /// A change as a client asks for it.
@@ -108,6 +120,8 @@ impl Volume {
             sync_log,
             ranges: Arc::default(),
             admission: Mutex::new(admission),
+            tainted: AtomicBool::new(false),
+            forgetting: AtomicBool::new(false),
             urgent: Notify::new(),
         }))
     }
@@ -141,6 +155,7 @@ impl Volume {
     pub fn tick(&self) {
         self.0.admission.lock().tick(Instant::now());
         self.0.check_incarnation();
+        self.0.check_log();
     }
 
     /// Names the newest cut that can be named; stops nobody.
@@ -169,10 +184,26 @@ impl Volume {
         self.0.admission.lock().set_published(&self.0.log, cut);
     }
 
-    /// What the store holds is not known to be what was logged: everything is to be compared.
-    pub fn distrust(&self) {
-        self.0.admission.lock().distrust();
+    /// The remote copy is not what it was thought to be: everything is to be compared, and no point is made before.
+    pub fn distrust_base(&self) {
+        self.0.admission.lock().distrust_base();
         self.0.urgent.notify_one();
+    }
+
+    /// Looks whether the store came back from a loss since this was asked last; true if so, and it is distrusted.
+    pub fn has_come_back(&self) -> bool {
+        self.0.check_incarnation()
+    }
+
+    /// Whether the store holds what the last published cut says, and flushed it: what a clean stop requires.
+    pub fn is_settled(&self) -> bool {
+        let settled = self.is_quiet() && self.cut() == self.published();
+        settled && !self.0.tainted.load(Ordering::Relaxed) && !self.has_come_back()
+    }
+
+    /// Whether no operation was admitted since the start.
+    pub fn is_untouched(&self) -> bool {
+        self.0.admission.lock().newest() == LogIndex(0) && self.state() == State::Shadowing
     }
 
     /// Whether every operation has been answered, and its record written.
@@ -199,7 +230,9 @@ impl Volume {
     /// After an overflow, when all that was logged is published: begins to scan what was not. True if it did.
     pub fn resync_if_drained(&self) -> bool {
         let mut admission = self.0.admission.lock();
-        let drained = admission.is_drained(&self.0.log);
+        // A log that has failed stays so: what was logged is published, and nothing more can be.
+        let ready = self.0.log.failure().is_none() && !self.0.forgetting.load(Ordering::Relaxed);
+        let drained = ready && admission.is_drained(&self.0.log);
         if drained {
             admission.begin_resync(&self.0.log);
         }
@@ -234,17 +267,18 @@ impl Core {
     fn begin(self: &Arc<Self>, guard: RangeGuard, span: Span, request: Request, fua: bool) -> Pending<()> {
         let ticket = self.admit(span, &request);
         let fast_only = matches!(request, Request::Zeroes(ZeroMode { fast_only: true, .. }));
+        let mode = Mode { fast_only, fua };
         match self.issue(span, request, fua) {
             Pending::Ready(answer) => {
                 let answer = answer.expect("not polled yet");
-                self.finish(guard, ticket, span, answer, fast_only);
+                self.finish(guard, ticket, span, answer, mode);
                 Pending::ready(answer)
             }
             Pending::Later(answer) => {
                 let core = self.clone();
                 detached(async move {
                     let answer = answer.await;
-                    core.finish(guard, ticket, span, answer, fast_only);
+                    core.finish(guard, ticket, span, answer, mode);
                     answer
                 })
             }
@@ -286,8 +320,12 @@ impl Core {
         ticket: Ticket,
         span: Span,
         answer: Result<(), DiskError>,
-        fast_only: bool,
+        mode: Mode,
     ) {
+        // The error of a change that is to be durable may be about any earlier one, as that of a flush.
+        if mode.fua && matches!(answer, Err(DiskError::Io(errno)) if errno != Errno::ENOTSUP) {
+            self.flush_failed();
+        }
         let Ticket(Some(index)) = ticket else {
             if answer == Err(DiskError::Lost) {
                 self.lost("a change");
@@ -300,20 +338,21 @@ impl Core {
                 if edges.is_empty() {
                     self.admission.lock().complete(index);
                 } else {
-                    self.admission.lock().complete_ragged(index, edges.len() as u32);
+                    let outer = self.clip(span.rounded_out(SECTOR));
+                    self.admission.lock().complete_ragged(index, outer, edges.len() as u32);
                     self.read_back(guard, index, edges);
                 }
             }
             Err(DiskError::Refused(_)) => self.admission.lock().void(index),
-            Err(DiskError::Io(Errno::ENOTSUP)) if fast_only => self.admission.lock().void(index),
+            Err(DiskError::Io(Errno::ENOTSUP)) if mode.fast_only => self.admission.lock().void(index),
             Err(DiskError::Io(errno)) => {
                 let unknown = self.clip(span.rounded_out(SECTOR));
                 warn!(volume = self.name, range = %unknown, %errno, "the store failed a change; reading back what it holds");
-                self.admission.lock().void_unknown(index, 1);
+                self.admission.lock().void_unknown(index, unknown);
                 self.read_back(guard, index, vec![unknown]);
             }
             Err(DiskError::Lost) => {
-                self.admission.lock().void_unknown(index, 1);
+                self.admission.lock().void_unknown(index, self.clip(span.rounded_out(SECTOR)));
                 self.lost("a change");
             }
         }
@@ -349,21 +388,10 @@ impl Core {
                     core.announce(was, &admission, "a range too large to read back is unknown");
                     return;
                 }
-                let (op, payload) = match core.store.read(part.start, part.len() as u32).await {
-                    Ok(data) => (LogOp::ReadBack, whole_sectors(data)),
-                    Err(DiskError::Lost) => return core.lost("a read-back"),
-                    Err(error) => {
-                        warn!(volume = core.name, range = %part, %error, "a range cannot be read back; it is unreadable in points");
-                        (LogOp::Unreadable, Bytes::new())
-                    }
-                };
-                let mut admission = core.admission.lock();
-                let was = admission.state();
-                if let Ticket(Some(by)) = admission.admit_found(&core.log, op, part, payload) {
-                    admission.settle(index, by);
-                    admission.complete(by);
-                }
-                core.announce(was, &admission, "the log is full or failed");
+                // An interruption leaves the barrier, and the range is marked with all others.
+                let Ok(found) = core.read_parts(part).await else { return };
+                let Ok(by) = core.log_parts(found) else { return };
+                core.admission.lock().settle(index, by);
             }
             drop(guard);
         });
@@ -381,11 +409,44 @@ impl Core {
         self.urgent.notify_one();
     }
 
-    fn check_incarnation(&self) {
+    fn check_incarnation(&self) -> bool {
         let incarnation = self.store.incarnation();
-        if self.incarnation.swap(incarnation, Ordering::Relaxed) != incarnation {
+        let changed = self.incarnation.swap(incarnation, Ordering::Relaxed) != incarnation;
+        if changed {
             self.lost("a reconnection");
         }
+        changed
+    }
+
+    /// Without a log nothing more can be promised; the last changes may never have been written to it.
+    fn check_log(&self) {
+        if let Some(failure) = self.log.failure() {
+            let mut admission = self.admission.lock();
+            let was = admission.state();
+            admission.stop_logging(Span::new(0, 0));
+            if admission.state() != was {
+                error!(volume = self.name, %failure, "the log has failed; shadowing goes on after a restart with a sound log");
+                self.urgent.notify_one();
+            }
+        }
+    }
+
+    /// A flush's error says that something that was written is not on the medium, and that nobody will try again. The
+    /// caches may still show it: only what is read past them is what the store holds.
+    fn flush_failed(self: &Arc<Self>) {
+        error!(volume = self.name, "the store failed a flush; it will be compared in full");
+        self.tainted.store(true, Ordering::Relaxed);
+        self.forgetting.store(true, Ordering::Relaxed);
+        self.admission.lock().distrust();
+        let core = self.clone();
+        let forgotten = self.store.forget_cached();
+        tokio::spawn(async move {
+            if forgotten.await == Ok(true) {
+                core.tainted.store(false, Ordering::Relaxed);
+            }
+            core.forgetting.store(false, Ordering::Relaxed);
+            core.urgent.notify_one();
+        });
     }
 
     /// Tells of the end of logging, once.
@@ -439,11 +500,7 @@ impl Disk for Volume {
                 Ok(()) if core.sync_log => core.sync_log().await,
                 Ok(()) | Err(DiskError::Refused(_)) => {}
                 Err(DiskError::Lost) => core.lost("a flush"),
-                Err(DiskError::Io(errno)) => {
-                    error!(volume = core.name, %errno, "the store failed a flush; it will be compared in full");
-                    core.admission.lock().distrust();
-                    core.urgent.notify_one();
-                }
+                Err(DiskError::Io(_)) => core.flush_failed(),
             }
             answer
         })

@@ -53,12 +53,12 @@ impl Progress {
         self.barriers.entry(index).or_default().open += parts;
     }
 
-    /// `by` holds what the store shows in one of the parts.
-    pub fn settle(&mut self, index: LogIndex, by: LogIndex) {
-        if let Some(barrier) = self.barriers.get_mut(&index) {
-            barrier.open -= 1;
-            barrier.settled = barrier.settled.max(by);
-        }
+    /// `by` holds what the store shows in one of the parts. True if that was the last of them.
+    pub fn settle(&mut self, index: LogIndex, by: LogIndex) -> bool {
+        let Some(barrier) = self.barriers.get_mut(&index) else { return false };
+        barrier.open -= 1;
+        barrier.settled = barrier.settled.max(by);
+        barrier.open == 0
     }
 
     /// The newest index that a cut may have, given that the log is written through `appended`.

@@ -57,7 +57,7 @@ impl RegionSet {
     /// Whether every region that the bytes touch is in the set.
     pub fn contains_all(&self, span: Span) -> bool {
         let (start, end) = self.touched(span);
-        (start..end).all(|region| self.contains(region))
+        self.next_absent(start, end) >= end
     }
 
     /// Whether any region that the bytes touch is in the set.
@@ -82,9 +82,19 @@ impl RegionSet {
         }
     }
 
-    /// The first region that is not in the set and not before `region`; the number of regions if there is none.
-    pub fn next_absent(&self, region: u64) -> u64 {
-        (region..self.regions).find(|&region| !self.contains(region)).unwrap_or(self.regions)
+    /// The first region that is not in the set and not before `region`; looked for before `end` only, and `end` (or
+    /// the number of regions) if there is none.
+    pub fn next_absent(&self, region: u64, end: u64) -> u64 {
+        let end = end.min(self.regions);
+        let mut from = region;
+        while from < end {
+            let absent = !self.words[(from / 64) as usize] >> (from % 64);
+            if absent != 0 {
+                return (from + u64::from(absent.trailing_zeros())).min(end);
+            }
+            from = (from / 64 + 1) * 64;
+        }
+        end
     }
 
     fn touched(&self, span: Span) -> (u64, u64) {
@@ -108,7 +118,9 @@ mod tests {
         assert_eq!(set.len(), 102);
         assert_eq!(set.next_from(1), Some(100));
         assert_eq!(set.next_from(201), None);
-        assert_eq!(set.next_absent(100), 201);
+        assert_eq!(set.next_absent(100, u64::MAX), 201);
+        assert_eq!(set.next_absent(100, 150), 150);
+        assert_eq!(set.next_absent(250, 1000), 250);
         assert!(set.contains_all(Span::new(100 * REGION, 201 * REGION)));
         assert!(!set.contains_all(Span::new(99 * REGION, 101 * REGION)));
         assert!(set.contains_any(Span::new(99 * REGION, 101 * REGION)));

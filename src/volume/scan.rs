@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tracing::warn;
 
 use super::{Core, Volume, whole_sectors};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, Errno};
 use crate::format::log::LogOp;
 use crate::units::{KIB, LogIndex, MIB, REGION, SECTOR, Span};
 use crate::volume::admission::Ticket;
@@ -121,8 +121,15 @@ impl Turn {
                 Content::Logged
             }
             (false, true) => Content::Parts(core.read_parts(self.span).await?),
-            (false, false) => core.log_parts(core.read_parts(self.span).await?)?,
+            (false, false) => {
+                core.log_parts(core.read_parts(self.span).await?)?;
+                Content::Logged
+            }
         };
+        // A piece that shows what a store forgot afterwards does not fit the pieces that come.
+        if core.check_incarnation() {
+            return Err(Interrupted);
+        }
         Ok(Piece { span: self.span, index: self.operation.index, content })
     }
 }
@@ -152,7 +159,8 @@ impl Core {
         Ok((end >= span.start + HOLE_MIN || (end == span.end && end > span.start)).then_some(end))
     }
 
-    async fn read_parts(&self, span: Span) -> Result<Vec<(Span, Part)>, Interrupted> {
+    /// What the span holds, in parts; where it cannot be read, in the smallest parts that are tried.
+    pub(super) async fn read_parts(&self, span: Span) -> Result<Vec<(Span, Part)>, Interrupted> {
         let mut parts = Vec::new();
         self.read_part(span, &PIECES_ON_ERROR, &mut parts).await?;
         Ok(parts)
@@ -162,8 +170,9 @@ impl Core {
     async fn read_part(&self, span: Span, smaller: &[u64], parts: &mut Vec<(Span, Part)>) -> Result<(), Interrupted> {
         match self.store.read(span.start, span.len() as u32).await {
             Ok(data) => parts.push((span, Part::Data(data))),
-            Err(DiskError::Lost) => {
-                self.lost("a scan");
+            // A store that is away says nothing about what can be read.
+            Err(DiskError::Lost | DiskError::Refused(_) | DiskError::Io(Errno::ESHUTDOWN)) => {
+                self.lost("a read of our own");
                 return Err(Interrupted);
             }
             Err(error) => match smaller.split_first() {
@@ -184,17 +193,20 @@ impl Core {
         Ok(())
     }
 
-    fn log_parts(&self, parts: Vec<(Span, Part)>) -> Result<Content, Interrupted> {
+    /// Logs what was found; the index of the last record.
+    pub(super) fn log_parts(&self, parts: Vec<(Span, Part)>) -> Result<LogIndex, Interrupted> {
+        let mut last = Err(Interrupted);
         for (span, part) in parts {
-            match part {
-                Part::Data(data) => self.log_found(LogOp::ReadBack, span, whole_sectors(data))?,
-                Part::Unreadable => self.log_found(LogOp::Unreadable, span, Bytes::new())?,
-            }
+            last = match part {
+                Part::Data(data) => self.log_found(LogOp::ReadBack, span, whole_sectors(data)),
+                Part::Unreadable => self.log_found(LogOp::Unreadable, span, Bytes::new()),
+            };
+            last?;
         }
-        Ok(Content::Logged)
+        last
     }
 
-    fn log_found(&self, op: LogOp, span: Span, payload: Bytes) -> Result<(), Interrupted> {
+    fn log_found(&self, op: LogOp, span: Span, payload: Bytes) -> Result<LogIndex, Interrupted> {
         let mut admission = self.admission.lock();
         let was = admission.state();
         let ticket = admission.admit_found(&self.log, op, span, payload);
@@ -202,7 +214,7 @@ impl Core {
         match ticket {
             Ticket(Some(index)) => {
                 admission.complete(index);
-                Ok(())
+                Ok(index)
             }
             Ticket(None) => Err(Interrupted),
         }
