@@ -3,6 +3,7 @@
 //! Paths are absolute. There is no way here but through [`check`], which reports every problem that it finds.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub struct Log {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     pub epoch: Duration,
+    /// Of reading each store for a first copy or a comparison.
+    pub scan_rate: Rate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,16 @@ pub enum Rate {
     BytesPerSecond(u64),
 }
 
+impl Rate {
+    /// Bytes per second; none where there is no limit.
+    pub fn limit(self) -> Option<NonZeroU64> {
+        match self {
+            Self::Unlimited => None,
+            Self::BytesPerSecond(rate) => NonZeroU64::new(rate),
+        }
+    }
+}
+
 /// The log is taken and freed in segments of this size.
 pub const LOG_SEGMENT: u64 = 64 * MIB;
 /// One is written, one uploaded, and two are between them while an upload is repeated.
@@ -84,7 +97,7 @@ const LOG_SIZE_MAX: u64 = 64 * TIB;
 const EPOCH: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// A year: catches a slipped unit.
 const MAX_AGE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Each holds a pack of up to 64 MiB: 4 GiB of memory at most.
+/// More requests than that gain nothing against any store.
 const PARALLEL: (u64, u64) = (1, 64);
 /// Below, a heartbeat point and the retry of a small pack take longer than an epoch.
 const RATE_MIN: u64 = 64 * KIB;
@@ -278,7 +291,9 @@ impl Check<'_> {
             if (min..=max).contains(&epoch) { Ok(epoch) } else { Err(Fault::DurationOutside { min, max }) }
         });
         let shown = written.epoch.as_str();
-        self.value(&Section::Snapshot, "epoch", format_args!("{shown:?}"), epoch).map(|epoch| Snapshot { epoch })
+        let epoch = self.value(&Section::Snapshot, "epoch", format_args!("{shown:?}"), epoch);
+        let scan_rate = self.value(&Section::Snapshot, "scan_rate", &written.scan_rate, rate(&written.scan_rate));
+        Some(Snapshot { epoch: epoch?, scan_rate: scan_rate? })
     }
 
     fn upload(&mut self, written: &written::Upload) -> Option<Upload> {

@@ -114,11 +114,14 @@ pub struct Snapshot {
     /// Time between recovery points while there are writes, 1s to 60s; default 5s. What a lost site loses, and two put
     /// requests per volume each: at 5s under load all day, about $5 a month.
     pub epoch: Time,
+    /// Bytes per second that the first copy, or a comparison, reads of each store, or `unlimited` (default: as fast as
+    /// the store and the uplink allow). Lower leaves the disk to the clients, and takes longer.
+    pub scan_rate: Bytes,
 }
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self { epoch: "5s".into() }
+        Self { epoch: "5s".into(), scan_rate: "unlimited".into() }
     }
 }
 
@@ -128,7 +131,7 @@ impl Default for Snapshot {
 pub struct Upload {
     /// Bytes per second for all volumes together, or `unlimited` (default). Below the rate of writing the log fills.
     pub rate: Bytes,
-    /// Requests at the same time, 1 to 64; default 8. Each holds up to 64 MiB of memory.
+    /// Requests at the same time, 1 to 64; default 8. Large ones wait for memory as well: four of 64 MiB at a time.
     pub parallel: u32,
 }
 

@@ -9,7 +9,6 @@ pub mod notify;
 pub mod state;
 pub mod stores;
 
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -158,6 +157,7 @@ impl Gateway {
                 },
                 expected,
                 epoch: config.snapshot.epoch,
+                scan_rate: config.snapshot.scan_rate.limit(),
                 clock: clock.clone(),
                 sequences: sequences.clone(),
                 memory: memory.clone(),
@@ -254,11 +254,8 @@ async fn end_of(mut publisher: JoinHandle<Option<Left>>, deadline: tokio::time::
 }
 
 fn remote(config: &Config) -> Result<Remote, StartError> {
-    let rate = match config.upload.rate {
-        config::Rate::Unlimited => None,
-        config::Rate::BytesPerSecond(rate) => NonZeroU64::new(rate),
-    };
-    let limits = Limits { parallel: config.upload.parallel as usize, rate, ..Limits::default() };
+    let limits =
+        Limits { parallel: config.upload.parallel as usize, rate: config.upload.rate.limit(), ..Limits::default() };
     let url = config.remote.place.to_string();
     Remote::create(&url, config.remote.options.expose(), limits).map_err(|source| StartError::Remote { url, source })
 }

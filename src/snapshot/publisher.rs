@@ -12,6 +12,7 @@
 //! Crash: before the entry stands nothing has happened but objects that nobody names; after it the log's records
 //! that it covers are not needed, whether they were freed or not.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub struct Parts {
     /// The entry that a clean stop left as the newest; the volume was started as current because of it.
     pub expected: Option<EntryNumber>,
     pub epoch: Duration,
+    /// Bytes per second that a scan reads; none is no limit.
+    pub scan_rate: Option<NonZeroU64>,
     pub clock: Clock,
     pub sequences: Arc<Sequences>,
     /// Shared by all volumes.
@@ -109,6 +112,7 @@ pub struct Publisher {
     /// When the last resync began.
     resynced: Option<Instant>,
     epoch: Duration,
+    scan_rate: Option<NonZeroU64>,
     report: Arc<Report>,
 }
 
@@ -145,7 +149,20 @@ pub fn end(volume: &Volume, report: &Report, why: String) {
 
 impl Publisher {
     async fn open(parts: Parts, slices: Slices) -> Result<Self, End> {
-        let Parts { volume, remote, name, opening, expected, epoch, clock, sequences, memory, report, opened } = parts;
+        let Parts {
+            volume,
+            remote,
+            name,
+            opening,
+            expected,
+            epoch,
+            scan_rate,
+            clock,
+            sequences,
+            memory,
+            report,
+            opened,
+        } = parts;
         let mut pause = RETRY_MIN;
         let chain = loop {
             match ChainWriter::open(&remote, &name, opening.clone(), clock.clone()).await {
@@ -194,6 +211,7 @@ impl Publisher {
             last_entry: Instant::now(),
             resynced: None,
             epoch,
+            scan_rate,
             report,
             chain,
         })
@@ -225,6 +243,7 @@ impl Publisher {
         info!(volume = self.volume.name(), bytes = self.volume.scan_left(), "comparing the store with the remote copy");
         self.scan = Some(Scanner::start(
             self.volume.clone(),
+            self.scan_rate,
             base,
             self.keys.clone(),
             self.numbers.clone(),

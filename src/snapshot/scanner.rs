@@ -8,6 +8,7 @@
 //! that entry or an earlier one: that is what [`Scanner::seal`] is for.
 //! Crash: packs that no entry names remain; the next scan compares anew.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::assemble::PACK_BYTES;
@@ -29,7 +31,7 @@ use crate::format::pack::PackBuilder;
 use crate::format::{ObjectRef, Void};
 use crate::units::{BLOCK, Block, Mask, SECTOR, SECTORS_PER_BLOCK, Span};
 use crate::volume::Volume;
-use crate::volume::scan::{Content, Interrupted, Part, Piece};
+use crate::volume::scan::{Content, Interrupted, Part, Piece, Turn};
 
 /// Pieces read at the same time.
 const READS: usize = 4;
@@ -53,9 +55,10 @@ pub struct Sealed {
 }
 
 impl Scanner {
-    /// Begins to scan `volume`, comparing with what `base` shows.
+    /// Begins to scan `volume` at so many bytes per second (none: no limit), comparing with what `base` shows.
     pub fn start(
         volume: Volume,
+        rate: Option<NonZeroU64>,
         base: Resolver,
         keys: Keys,
         numbers: Arc<ObjectNumbers>,
@@ -65,6 +68,8 @@ impl Scanner {
         let (requests, receiver) = mpsc::channel(1);
         let scan = Scan {
             volume,
+            rate,
+            due: Instant::now(),
             base: Arc::new(base),
             keys,
             numbers,
@@ -97,6 +102,9 @@ impl Drop for Scanner {
 
 struct Scan {
     volume: Volume,
+    rate: Option<NonZeroU64>,
+    /// When the next piece may be read.
+    due: Instant,
     base: Arc<Resolver>,
     keys: Keys,
     numbers: Arc<ObjectNumbers>,
@@ -140,9 +148,12 @@ impl Scan {
                     Some(asked) => sealing = Some(asked),
                     None => return,
                 },
-                turn = self.volume.scan_next(), if more => match turn {
+                turn = next_turn(&self.volume, self.due), if more => match turn {
                     // A task of its own lets the piece's range go when it is read, whatever the packs wait for.
-                    Ok(Some(turn)) => reading.push_back(tokio::spawn(turn.read())),
+                    Ok(Some(turn)) => {
+                        self.due = turn.due_after(self.rate, self.due);
+                        reading.push_back(tokio::spawn(turn.read()));
+                    }
                     Ok(None) => over = true,
                     Err(Interrupted) => over = true,
                 },
@@ -278,6 +289,11 @@ impl Scan {
             Err(error) => self.lose(&error),
         }
     }
+}
+
+async fn next_turn(volume: &Volume, due: Instant) -> Result<Option<Turn>, Interrupted> {
+    tokio::time::sleep_until(due).await;
+    volume.scan_next().await
 }
 
 /// What a pack is to say of `count` blocks from `first`.

@@ -1,5 +1,6 @@
 //! A volume with its publisher over simulated neighbours: what is published equals what the store holds.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ struct World {
     folder: tempfile::TempDir,
     log_size: u64,
     instance: u8,
+    scan_rate: Option<NonZeroU64>,
     sequences: Arc<Sequences>,
 }
 
@@ -58,7 +60,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let sequences = Arc::new(Sequences::above(1 << 50));
         sequences.reserved_through(u64::MAX);
-        Self { store, bucket, remote, folder, log_size: 256 * MIB, instance: 1, sequences }
+        Self { store, bucket, remote, folder, log_size: 256 * MIB, instance: 1, scan_rate: None, sequences }
     }
 
     fn name() -> VolumeName {
@@ -97,6 +99,7 @@ impl World {
             opening,
             expected,
             epoch: Duration::from_millis(100),
+            scan_rate: self.scan_rate,
             clock,
             sequences,
             memory: Memory::default(),
@@ -670,5 +673,41 @@ async fn a_log_that_rots_is_replaced_by_what_the_store_holds() {
             entry.number
         );
     }
+    gateway.die().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_reads_no_faster_than_it_may() {
+    let mut world = World::new(64 * MIB);
+    world.store.write(0, Random(7).bytes(64 * MIB as usize), false).await.unwrap();
+    world.scan_rate = NonZeroU64::new(MIB);
+    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let front = gateway.volume.scan_front();
+    assert!(front <= 8 * MIB, "{front} bytes were read in two seconds");
+    assert!(gateway.leave().await.expect("a clean stop").front.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_stay_short_and_old_points_stay_what_they_were() {
+    let world = World::new(SIZE);
+    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    gateway.settled().await;
+    let mut random = Random(3);
+    let mut middle = None;
+    for round in 0..44 {
+        let offset = random.below(SIZE / SECTOR - 64) * SECTOR;
+        gateway.volume.write(offset, random.bytes(4096), false).await.unwrap();
+        gateway.settled().await;
+        if round == 20 {
+            middle = Some((world.newest_point().await, world.store_bytes().await));
+        }
+    }
+    let newest = world.newest_point().await;
+    assert!(!newest.levels[1].is_empty(), "nothing was merged in {} points", newest.number);
+    assert!(newest.levels[0].len() < 32, "{} packs are listed", newest.levels[0].len());
+    world.assert_current().await;
+    let (point, store) = middle.unwrap();
+    assert_same(&world.content(&point, None).await.0, &store, &[]);
     gateway.die().await;
 }

@@ -48,6 +48,9 @@ use ranges::{RangeGuard, RangeLock};
 /// How long a client's flush waits for the log, with `sync = "flush"`, before it is answered without.
 pub const LOG_SYNC_MAX: Duration = Duration::from_secs(2);
 
+/// Why logging ended, as operators are told.
+const LOG_FULL: &str = "the log is full or failed";
+
 /// How a volume begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
@@ -309,7 +312,7 @@ impl Core {
         let was = admission.state();
         // Regions are marked by what the operation may change, edges included; the record holds what it says.
         let ticket = admission.admit(&self.log, &self.sequences, op, span, inner, payload);
-        self.announce(was, &admission, "the log is full or failed");
+        self.announce(was, &admission, LOG_FULL);
         ticket
     }
 
@@ -451,6 +454,12 @@ impl Core {
 
     /// Tells of the end of logging, once.
     fn announce(&self, was: State, admission: &Admission, why: &str) {
+        if admission.state() == State::Overflowed && was == State::Resyncing && why == LOG_FULL {
+            warn!(
+                volume = self.name,
+                "clients change what has been copied faster than it is uploaded; if that goes on, the copy will not end"
+            );
+        }
         if admission.state() == State::Overflowed && was != State::Overflowed {
             error!(volume = self.name, why, "shadowing is interrupted; clients are served, a resync follows");
             self.urgent.notify_one();

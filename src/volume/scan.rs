@@ -7,12 +7,15 @@
 //! A *blind* piece (the log still holds changes of it) goes through the log as a read-back, so that its order with
 //! them is the log's. Every other piece is handed out to be compared with the remote copy.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Core, Volume, whole_sectors};
+use super::{Core, LOG_FULL, Volume, whole_sectors};
 use crate::disk::{Disk, DiskError, Errno};
 use crate::format::log::LogOp;
 use crate::units::{KIB, LogIndex, MIB, REGION, SECTOR, Span};
@@ -109,6 +112,13 @@ impl Volume {
 impl Turn {
     pub fn index(&self) -> LogIndex {
         self.operation.index
+    }
+
+    /// When the next piece may be read, at `rate` bytes per second, if this one was due at `due`. Holes take no time.
+    pub fn due_after(&self, rate: Option<NonZeroU64>, due: Instant) -> Instant {
+        let Some(rate) = rate.filter(|_| !self.hole) else { return due };
+        let micros = self.span.len() * 1_000_000 / rate;
+        due.max(Instant::now()) + Duration::from_micros(micros)
     }
 
     /// Reads the piece; then changes of its range go on.
@@ -210,7 +220,7 @@ impl Core {
         let mut admission = self.admission.lock();
         let was = admission.state();
         let ticket = admission.admit_found(&self.log, op, span, payload);
-        self.announce(was, &admission, "the log is full or failed");
+        self.announce(was, &admission, LOG_FULL);
         match ticket {
             Ticket(Some(index)) => {
                 admission.complete(index);
