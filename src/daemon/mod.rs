@@ -72,7 +72,7 @@ pub enum StartError {
 /// Something is not in the remote that should be: the gateway has stopped, but not cleanly.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "stopped, but the last changes of {} are in no recovery point; the next start compares these volumes in full",
+    "stopped, but not all of {} is known to be in a recovery point; the next start compares these volumes in full",
     .volumes.join(", ")
 )]
 pub struct Unfinished {

@@ -109,9 +109,7 @@ fn a_file_that_has_grown_is_compared_in_full_and_restored_at_its_new_size() {
 fn serve_compare_finds_what_changed_on_a_store_that_cannot_tell() {
     let mut scene = Scene::new(64 * MIB);
     fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
-    let bare = Nbdkit::start(&scene.path("bare.sock"), &["file", scene.store().to_str().unwrap()]);
-    scene.volumes[0].store = bare.uri();
-    scene.volumes[0].create = None;
+    let _bare = scene.use_export_of_the_store();
     shadow_and_stop(&scene);
     let file = fs::OpenOptions::new().write(true).open(scene.store()).unwrap();
     file.write_all_at(b"changed while nobody looked", 50 * MIB + 12345).unwrap();
@@ -123,9 +121,7 @@ fn serve_compare_finds_what_changed_on_a_store_that_cannot_tell() {
 fn a_remote_nbd_store_under_load_is_shadowed_in_one_cut() {
     let mut scene = Scene::new(64 * MIB);
     fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
-    let bare = Nbdkit::start(&scene.path("bare.sock"), &["file", scene.store().to_str().unwrap()]);
-    scene.volumes[0].store = bare.uri();
-    scene.volumes[0].create = None;
+    let _bare = scene.use_export_of_the_store();
     let mut gateway = scene.serve();
     let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
     gateway.wait_for_points(4);
@@ -213,29 +209,62 @@ fn what_a_kill_leaves_is_compared_and_not_uploaded_again() {
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
 }
 
-#[test]
-fn a_write_that_the_store_refuses_fails_for_the_client_and_never_shows() {
-    let mut scene = Scene::new(64 * MIB);
+/// An export of the store that fails three of a hundred writes, so that they are not made.
+fn refusing_export(scene: &mut Scene) -> Nbdkit {
     fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
     let file = scene.store();
     let faulty = ["--filter=error", "file", file.to_str().unwrap(), "error-pwrite=EIO", "error-pwrite-rate=3%"];
-    let bare = Nbdkit::start(&scene.path("bare.sock"), &faulty);
-    scene.volumes[0].store = bare.uri();
+    let export = Nbdkit::start(&scene.path("bare.sock"), &faulty);
+    scene.volumes[0].store = export.uri();
     scene.volumes[0].create = None;
-    let mut gateway = scene.serve().allow("the store failed a change; reading back what it holds");
-    let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
-    gateway.wait_for_points(4);
-    let trace = stamper.stop_with_errors();
-    let failed =
-        |errno| trace.operations.iter().filter(|o| matches!(o.answer, Answer::Failed(_, e) if e == errno)).count();
-    assert!(failed(libc::EIO) > 10, "only {} writes failed", failed(libc::EIO));
-    assert_eq!(trace.answered() + failed(libc::EIO), trace.operations.len());
-    gateway.settle();
-    gateway.stop();
+    export
+}
+
+#[track_caller]
+fn assert_some_failed(trace: &Trace) {
+    let failed = trace.operations.iter().filter(|o| matches!(o.answer, Answer::Failed(_, libc::EIO))).count();
+    assert!(failed > 10, "only {failed} writes failed");
+    assert_eq!(trace.answered() + failed, trace.operations.len());
+}
+
+#[track_caller]
+fn assert_points_are_cuts(scene: &Scene, trace: &Trace) {
     for point in crate::cuts::sample(&scene.points(), 3) {
-        assert_one_cut(&scene, &point.number.to_string(), &trace);
+        assert_one_cut(scene, &point.number.to_string(), trace);
     }
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn a_write_that_the_store_refuses_fails_for_the_client_and_never_shows() {
+    let mut scene = Scene::new(64 * MIB);
+    let _export = refusing_export(&mut scene);
+    let mut gateway = scene.serve().allow("the store failed a change; reading back what it holds");
+    let stamper = Stamper::start(&Load { fua: 0, ..Load::MIXED }, gateway.uri(), &scene.path(""));
+    gateway.wait_for_points(4);
+    let trace = stamper.stop_with_errors();
+    assert_some_failed(&trace);
+    gateway.settle();
+    gateway.stop();
+    assert_points_are_cuts(&scene, &trace);
+}
+
+#[test]
+fn a_write_that_must_be_durable_and_fails_has_the_store_compared() {
+    let mut scene = Scene::new(64 * MIB);
+    let _export = refusing_export(&mut scene);
+    let mut gateway = scene.serve().allow_each(&[
+        "the store failed a change; reading back what it holds",
+        "the store failed a flush; it will be compared in full",
+    ]);
+    gateway.settle();
+    let load = Load { ops: 5000, fua: 50, ..Load::MIXED };
+    let trace = Stamper::start(&load, gateway.uri(), &scene.path("")).finish_with_errors();
+    assert_some_failed(&trace);
+    gateway.wait_for_line("the store failed a flush");
+    gateway.settle();
+    gateway.stop_unfinished();
+    assert_points_are_cuts(&scene, &trace);
 }
 
 #[test]

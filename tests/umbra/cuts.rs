@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use crate::harness::{Fio, Load, MIB, Point, Scene, Stamper, assert_same_image};
+use crate::harness::{Fio, Load, MIB, Point, Scene, Stamper, assert_same_image, program};
 use crate::oracle::{Cut, judge};
 use crate::trace::Trace;
 
@@ -146,4 +146,85 @@ fn a_first_copy_of_a_full_disk_under_load_ends_in_one_cut() {
         assert_one_cut(&scene, &point.number.to_string(), &trace);
     }
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[track_caller]
+fn assert_overlaps_keep_their_order(scene: &Scene) {
+    let mut gateway = scene.serve();
+    gateway.settle();
+    for _ in 0..3 {
+        Fio::overlapping(gateway.uri(), 2).finish();
+        gateway.settle();
+        assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+    }
+    gateway.stop();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn writes_that_overlap_in_flight_are_copied_in_the_order_of_the_file() {
+    assert_overlaps_keep_their_order(&Scene::new(16 * MIB));
+}
+
+#[test]
+fn writes_that_overlap_in_flight_are_copied_in_the_order_of_a_remote_export() {
+    let mut scene = Scene::new(16 * MIB);
+    fs::File::create(scene.store()).unwrap().set_len(16 * MIB).unwrap();
+    let _bare = scene.use_export_of_the_store();
+    assert_overlaps_keep_their_order(&scene);
+}
+
+#[test]
+fn a_volume_that_ends_inside_a_sector_is_copied_to_its_last_byte() {
+    let mut scene = Scene::new(16 * MIB);
+    scene.volumes[0].create = None;
+    let mut image = crate::transparency::noise(16 * MIB, 5);
+    image.truncate(image.len() - 777);
+    fs::write(scene.store(), &image).unwrap();
+    let source = scene.path("source.img");
+    image.rotate_left(1000);
+    fs::write(&source, &image).unwrap();
+    let mut gateway = scene.serve();
+    gateway.settle();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+    program("nbdcopy", &["--flush", source.to_str().unwrap(), gateway.uri()]).ok();
+    gateway.settle();
+    assert_same_image(&scene.restored("latest").0, &image);
+    Fio::overlapping(gateway.uri(), 1).finish();
+    let end = image.len() - 3;
+    for command in
+        [format!("write -P 7 {end} 3"), format!("write -z {} 1", end - 9000), format!("discard {} 8001", end - 8000)]
+    {
+        program("qemu-io", &["-f", "raw", "-c", &command, gateway.uri()]).ok();
+    }
+    gateway.settle();
+    gateway.stop();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn two_volumes_share_a_log_that_is_synced_with_their_flushes() {
+    let mut scene = Scene::new(64 * MIB);
+    let mut second = scene.volumes[0].clone();
+    (second.name, second.store) = ("disk1".into(), "file:disk1.img".into());
+    scene.volumes.push(second);
+    scene.log_size = "512MiB";
+    scene.log_sync = "flush";
+    let mut gateway = scene.serve();
+    let load = Load { ops: 3000, flush: 10, fua: 10, ..Load::MIXED };
+    let uris = [gateway.uri().to_owned(), gateway.uri_of("disk1").to_owned()];
+    let stampers = uris.map(|uri| Stamper::start(&load, &uri, &scene.path("")));
+    let [first, second] = stampers.map(Stamper::finish);
+    gateway.settle();
+    gateway.stop();
+    assert_one_cut(&scene, "latest", &first);
+    for point in sample(&scene.points(), 3) {
+        assert_one_cut(&scene, &point.number.to_string(), &first);
+    }
+    let target = scene.path("restored.img");
+    let to = target.to_str().unwrap();
+    scene.run(&["restore", "--remote", &scene.remote, "--volume", "disk1", "--to", to]).ok();
+    let image = fs::read(&target).unwrap();
+    assert_same_image(&image, &fs::read(scene.path("disk1.img")).unwrap());
+    judge(&second, &image).unwrap();
 }

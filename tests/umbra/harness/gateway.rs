@@ -95,7 +95,11 @@ impl<'s> Gateway<'s> {
     }
 
     pub fn uri(&self) -> &str {
-        &self.uris["disk0"]
+        self.uri_of("disk0")
+    }
+
+    pub fn uri_of(&self, volume: &str) -> &str {
+        &self.uris[volume]
     }
 
     pub fn pid(&self) -> u32 {
@@ -171,10 +175,10 @@ impl<'s> Gateway<'s> {
         self.stop_with(0);
     }
 
-    /// Stops one that cannot publish what is left, and has no hope of it.
+    /// Stops one that is fenced, or whose store has failed a flush.
     #[track_caller]
     pub fn stop_unfinished(mut self) {
-        self.allowed.push("are in no recovery point; the next start compares these volumes in full");
+        self.allowed.push("is known to be in a recovery point; the next start compares these volumes in full");
         self.stop_with(1);
     }
 

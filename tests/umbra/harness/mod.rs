@@ -40,6 +40,7 @@ pub struct Scene {
     pub remote: String,
     pub epoch: &'static str,
     pub log_size: &'static str,
+    pub log_sync: &'static str,
     /// TOML at the end of the configuration.
     pub more: String,
     pub environment: Vec<(&'static str, String)>,
@@ -63,6 +64,7 @@ impl Scene {
             remote: "file:remote".into(),
             epoch: "1s",
             log_size: "256MiB",
+            log_sync: "background",
             more: String::new(),
             environment: Vec::new(),
         }
@@ -80,12 +82,21 @@ impl Scene {
         self.path("disk0.img")
     }
 
+    /// Serves the file of disk0 by another server, and makes that the store.
+    #[track_caller]
+    pub fn use_export_of_the_store(&mut self) -> Nbdkit {
+        let bare = Nbdkit::start(&self.path("bare.sock"), &["file", self.store().to_str().unwrap()]);
+        self.volumes[0].store = bare.uri();
+        self.volumes[0].create = None;
+        bare
+    }
+
     /// The configuration as TOML.
     pub fn toml(&self) -> String {
         let mut text = format!(
             "state = \"state\"\n[listen]\nnbd = \"127.0.0.1:0\"\n[remote]\nurl = \"{}\"\n[log]\nsize = \"{}\"\n\
-             [snapshot]\nepoch = \"{}\"\n",
-            self.remote, self.log_size, self.epoch
+             sync = \"{}\"\n[snapshot]\nepoch = \"{}\"\n",
+            self.remote, self.log_size, self.log_sync, self.epoch
         );
         for volume in &self.volumes {
             text += &format!("[[volume]]\nname = \"{}\"\nstore = \"{}\"\n", volume.name, volume.store);
