@@ -41,6 +41,18 @@ fn wrong_forms_are_wrong_usage() {
 }
 
 #[test]
+fn the_readme_shows_commands_that_exist() {
+    let shown = include_str!("../../README.md").lines().filter(|line| line.starts_with("umbra "));
+    let mut count = 0;
+    for line in shown {
+        let words = line.split_whitespace().take_while(|word| !word.starts_with('#'));
+        assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        count += 1;
+    }
+    assert!(count > 5, "only {count} commands were found");
+}
+
+#[test]
 fn the_log_format_may_stand_behind_the_command() {
     let cli = Cli::try_parse_from(["umbra", "serve", "umbra.toml", "--log", "json"]).unwrap();
     assert_eq!(cli.log, Some(LogFormat::Json));

@@ -31,5 +31,6 @@ pub(super) fn filesystem_uuid(file: impl AsFd) -> io::Result<[u8; 16]> {
     // SAFETY: the kernel fills in a `struct fsuuid2` whole before it answers with success; the type has its layout, and
     // every pattern of bits is a value of it.
     let answer = unsafe { ioctl(file, Getter::<FS_IOC_GETFSUUID, FsUuid2>::new()) }?;
-    if answer.length == 16 { Ok(answer.uuid) } else { Err(io::Errno::OPNOTSUPP) }
+    // Some filesystems have one of zeroes, which tells nothing apart.
+    if answer.length == 16 && answer.uuid != [0; 16] { Ok(answer.uuid) } else { Err(io::Errno::OPNOTSUPP) }
 }
