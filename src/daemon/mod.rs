@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use crate::chain::Opening;
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskError};
 use crate::format::VolumeId;
 use crate::nbd::{Address, BindError, Export, Server};
 use crate::remote::probe::{ConditionalPuts, conditional_puts};
@@ -39,6 +39,8 @@ use stores::StoreError;
 
 /// How long a stop goes on uploading what is left.
 pub const LEAVE_MAX: Duration = Duration::from_secs(60);
+/// How long a store may take for its last flush.
+const FLUSH_MAX: Duration = Duration::from_secs(30);
 /// How often the sequence's reserve and the volumes' ages are looked at.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
 
@@ -182,6 +184,7 @@ impl Gateway {
 
         let addresses: Vec<Address> = config.listen.iter().map(address).collect();
         let server = Server::bind(&addresses, exports).await?;
+        let status_socket = status::listen(state.path())?;
         let bound = server.addresses();
         let mut volumes = Vec::with_capacity(starting.len());
         for (mut running, publisher) in starting {
@@ -199,7 +202,6 @@ impl Gateway {
         let server = tokio::spawn(server.run(stopped));
         let watched: Arc<[Watched]> = watched.into();
         let mut background = JoinSet::new();
-        let status_socket = status::listen(state.path())?;
         let of_status = watched.clone();
         background.spawn(status::answer(status_socket, Arc::new(move || status_of(&of_status))));
         background.spawn(keep_house(state.clone(), sequences, watched));
@@ -341,7 +343,7 @@ async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) 
     }
     if running.store.geometry().abilities.flush
         && !running.store.geometry().abilities.read_only
-        && let Err(error) = running.store.flush().await
+        && let Err(error) = flush(running.store.as_ref()).await
     {
         error!(volume = name, %error, "the store failed its last flush; it will be compared in full");
         return false;
@@ -360,6 +362,11 @@ async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) 
             false
         }
     }
+}
+
+/// A last flush; a store that hangs does not hold up the stop for ever.
+async fn flush(store: &dyn Disk) -> Result<(), DiskError> {
+    tokio::time::timeout(FLUSH_MAX, store.flush()).await.unwrap_or(Err(DiskError::Lost))
 }
 
 fn reserve_sequences(state: &StateFolder, sequences: &Sequences) -> Result<(), StateError> {

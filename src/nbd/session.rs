@@ -77,6 +77,7 @@ pub(super) async fn serve(
 ) -> Result<End, SessionError> {
     let mut session = Session {
         stream,
+        incarnation: agreed.export.disk.incarnation(),
         disk: agreed.export.disk.clone(),
         agreed,
         inbox: Inbox::default(),
@@ -111,6 +112,8 @@ struct Session<S> {
     in_flight_bytes: usize,
     /// Once set, no request is taken any more.
     end: Option<End>,
+    /// Of the disk when the session began.
+    incarnation: u64,
 }
 
 /// What the next bytes of the client are.
@@ -255,6 +258,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     fn reply(&mut self, request: &Request, answer: disk::Result<Answer>) -> Result<(), SessionError> {
         let &Request { cookie, offset, length, flags, .. } = request;
+        // A store that came back may have forgotten what this client was told is done, and its flush would not say so.
+        if self.disk.incarnation() != self.incarnation {
+            return Err(SessionError::StoreLost);
+        }
         match answer {
             Ok(Answer::Data(data)) if data.len() != length as usize => {
                 tracing::error!(offset, length, got = data.len(), "the disk answered a read with a wrong length");

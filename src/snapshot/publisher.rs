@@ -42,10 +42,13 @@ use crate::volume::{Cut, Sequences, State, Volume};
 const DRAFT_EVERY: Duration = Duration::from_secs(15);
 /// An idle volume says this often that it is still shadowed.
 const IDLE_POINT_EVERY: Duration = Duration::from_secs(15 * 60);
-/// A resync begins at most this often: a store that is away ends each at once.
-const RESYNC_EVERY: Duration = Duration::from_secs(3);
+/// Between the beginnings of two resyncs: a store that is away ends each at once.
+const RESYNC_PAUSE_MIN: Duration = Duration::from_secs(1);
+const RESYNC_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The publisher looks this often whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long a stop waits for a remote that it has nothing to say to.
+const OPENING_MAX: Duration = Duration::from_secs(3);
 /// Between two attempts to open or publish.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
@@ -111,6 +114,8 @@ pub struct Publisher {
     last_entry: Instant,
     /// When the last resync began.
     resynced: Option<Instant>,
+    /// Until the next may begin; grows until a point is made.
+    resync_pause: Duration,
     epoch: Duration,
     scan_rate: Option<NonZeroU64>,
     report: Arc<Report>,
@@ -149,6 +154,8 @@ pub async fn stopped_untouched(volume: &Volume, mut stop: watch::Receiver<bool>)
     if stop.wait_for(|&stop| stop).await.is_err() || !volume.is_untouched() {
         std::future::pending::<()>().await;
     }
+    // An opening that is under way should end, rather than leave an entry that nobody expects.
+    tokio::time::sleep(OPENING_MAX).await;
 }
 
 /// Ends shadowing for good: clients are served, and the status says why.
@@ -221,6 +228,7 @@ impl Publisher {
             newest: newest.number,
             last_entry: Instant::now(),
             resynced: None,
+            resync_pause: RESYNC_PAUSE_MIN,
             epoch,
             scan_rate,
             report,
@@ -284,18 +292,25 @@ impl Publisher {
         let cut = self.volume.cut();
         self.seal_scan(leaving).await?;
         let news = cut.index > self.volume.published().index || !self.scan_packs.is_empty();
+        self.volume.has_come_back();
         let shadowing = self.volume.state() == State::Shadowing;
-        // A store that came back may have forgotten what a scan saw a moment ago. And without news an overflowed
-        // volume is no longer what its last cut says.
-        let doubtful = self.volume.has_come_back() && (self.draft || !self.scan_packs.is_empty());
-        let exact = self.volume.is_exact(cut) && self.scan.is_none() && !doubtful && (shadowing || news);
+        // After a loss what a scan saw a moment ago may be forgotten, so that it makes no point; what was logged before
+        // an overflow does. Without news an overflowed volume is no longer what its last cut says.
+        let whole = shadowing || (news && !self.draft && self.scan_packs.is_empty());
+        let exact = self.volume.is_exact(cut) && self.scan.is_none() && whole;
         let owed = exact && shadowing && (self.draft || self.last_entry.elapsed() >= IDLE_POINT_EVERY);
-        if news || owed || leaving {
-            self.publish(cut, exact, leaving).await?;
+        if exact || leaving || !self.scan_packs.is_empty() || self.volume.says_something(cut.index) {
+            if news || owed || leaving {
+                self.publish(cut, exact, leaving).await?;
+            }
+        } else if news {
+            // A draft that says nothing is not worth an entry.
+            self.volume.set_published(cut, false);
         }
-        let pausing = self.resynced.is_some_and(|resynced| resynced.elapsed() < RESYNC_EVERY);
+        let pausing = self.resynced.is_some_and(|resynced| resynced.elapsed() < self.resync_pause);
         if self.scan.is_none() && self.scan_packs.is_empty() && !pausing && self.volume.resync_if_drained() {
             self.resynced = Some(Instant::now());
+            self.resync_pause = (self.resync_pause * 2).min(RESYNC_PAUSE_MAX);
             info!(volume = self.volume.name(), "what was logged is published; resyncing what was not");
         }
         Ok(())
@@ -352,13 +367,14 @@ impl Publisher {
             detail: Vec::new(),
         };
         let entry = self.put_entry(proposal).await?;
-        self.volume.set_published(cut);
+        self.volume.set_published(cut, exact);
         self.levels = below(&entry.own, &entry.levels);
         self.draft = entry.draft;
         self.newest = entry.number;
         self.last_entry = Instant::now();
         self.scan_packs.clear();
         if exact {
+            self.resync_pause = RESYNC_PAUSE_MIN;
             self.report.published_point(NewestPoint { number: entry.number, time: entry.time });
         }
         Ok(())

@@ -29,12 +29,14 @@ use crate::format::codec::FormatError;
 use crate::format::keys::Keys;
 use crate::format::pack::PackBuilder;
 use crate::format::{ObjectRef, Void};
-use crate::units::{BLOCK, Block, Mask, SECTOR, SECTORS_PER_BLOCK, Span};
+use crate::units::{BLOCK, Block, MIB, Mask, SECTOR, SECTORS_PER_BLOCK, Span};
 use crate::volume::Volume;
 use crate::volume::scan::{Content, Interrupted, Part, Piece, Turn};
 
 /// Pieces read at the same time.
 const READS: usize = 4;
+/// What pieces that are being read may add to a pack that is full.
+const PIECES_BYTES: u64 = READS as u64 * MIB;
 /// Blocks of a hole that are looked up in the remote copy at a time.
 const HOLE_BLOCKS: u64 = 1 << 14;
 
@@ -76,6 +78,7 @@ impl Scanner {
             uploader,
             report,
             pack: None,
+            room: None,
             uploads: JoinSet::new(),
             packs: Vec::new(),
             front: 0,
@@ -111,6 +114,8 @@ struct Scan {
     uploader: Uploader,
     report: Arc<Report>,
     pack: Option<(PackBuilder, Room)>,
+    /// For the next pack.
+    room: Option<Room>,
     uploads: JoinSet<Result<ObjectRef, Taken>>,
     packs: Vec<ObjectRef>,
     front: u64,
@@ -127,9 +132,17 @@ struct SealRequest {
 impl Scan {
     async fn run(mut self, mut requests: mpsc::Receiver<SealRequest>) {
         let mut reading = FuturesOrdered::new();
-        let mut over = false;
+        let (mut over, mut interrupted) = (false, false);
         let mut sealing: Option<SealRequest> = None;
         loop {
+            if over && !interrupted && reading.is_empty() {
+                self.volume.scan_finished();
+                // Once is enough, and a second time could not be told from another scan's end.
+                interrupted = true;
+            }
+            if reading.is_empty() && self.pack.as_ref().is_some_and(|(pack, _)| pack.stored_bytes() >= PACK_BYTES) {
+                self.close_pack();
+            }
             if reading.is_empty()
                 && let Some(SealRequest { reply, last }) = sealing.take()
             {
@@ -141,28 +154,32 @@ impl Scan {
                 }
                 continue;
             }
-            let more = !over && sealing.is_none() && reading.len() < READS;
+            // What has been read never waits for memory, so that a seal is answered at once.
+            let full = self.pack.as_ref().is_some_and(|(pack, _)| pack.stored_bytes() >= PACK_BYTES);
+            let more = !over && sealing.is_none() && reading.len() < READS && !full;
+            let roomy = self.pack.is_some() || self.room.is_some();
             tokio::select! {
                 biased;
                 request = requests.recv(), if sealing.is_none() => match request {
                     Some(asked) => sealing = Some(asked),
                     None => return,
                 },
-                turn = next_turn(&self.volume, self.due), if more => match turn {
+                room = self.uploader.room(Purpose::Scan), if more && !roomy => self.room = Some(room),
+                turn = next_turn(&self.volume, self.due), if more && roomy => match turn {
                     // A task of its own lets the piece's range go when it is read, whatever the packs wait for.
                     Ok(Some(turn)) => {
                         self.due = turn.due_after(self.rate, self.due);
                         reading.push_back(tokio::spawn(turn.read()));
                     }
                     Ok(None) => over = true,
-                    Err(Interrupted) => over = true,
+                    Err(Interrupted) => (over, interrupted) = (true, true),
                 },
                 Some(piece) = reading.next(), if !reading.is_empty() => match piece {
                     Ok(Ok(piece)) => self.take(piece).await,
-                    Ok(Err(Interrupted)) => over = true,
+                    Ok(Err(Interrupted)) => (over, interrupted) = (true, true),
                     Err(error) => {
                         self.lose(&error);
-                        over = true;
+                        (over, interrupted) = (true, true);
                     }
                 },
             }
@@ -174,6 +191,7 @@ impl Scan {
 
     async fn seal(&mut self, over: bool) -> Result<Sealed, Taken> {
         self.close_pack();
+        self.room = None;
         while let Some(uploaded) = self.uploads.join_next().await {
             self.uploaded(uploaded);
         }
@@ -265,13 +283,17 @@ impl Scan {
         if found.is_empty() {
             return;
         }
-        if self.pack.as_ref().is_some_and(|(pack, _)| pack.stored_bytes() >= PACK_BYTES) {
+        // Only a hole over much that is named gets here: pieces are few between two looks at the pack.
+        if self.pack.as_ref().is_some_and(|(pack, _)| pack.stored_bytes() >= PACK_BYTES + PIECES_BYTES) {
             self.close_pack();
         }
         let (mut pack, room) = match self.pack.take() {
             Some(pack) => pack,
             None => {
-                let room = self.uploader.room(Purpose::Scan).await;
+                let room = match self.room.take() {
+                    Some(room) => room,
+                    None => self.uploader.room(Purpose::Scan).await,
+                };
                 (PackBuilder::new(&self.keys, self.numbers.generation(), self.numbers.next()), room)
             }
         };

@@ -724,3 +724,26 @@ async fn a_volume_is_untouched_until_its_first_change() {
     assert!(!gateway.volume.is_untouched());
     gateway.die().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_point_is_made_without_the_last_piece_of_a_scan() {
+    let world = World::new(SIZE);
+    for megabyte in 0..24 {
+        world.store.write(megabyte * MIB, Random(megabyte).bytes(MIB as usize), false).await.unwrap();
+    }
+    let gate = Gate::new();
+    world.store.inject(Fault::hold(Kind::Read, &gate).at(Span::at(23 * MIB, 4096)).once());
+    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    gate.arrived(1).await;
+    // All other pieces are read by now. The store is lost under the last one, and says no more of it.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.store.come_back();
+    gate.open();
+    gateway.settled().await;
+    world.assert_current().await;
+    for entry in world.entries().await.into_iter().filter(|entry| entry.kind == EntryKind::Point) {
+        let (point, ..) = world.content(&entry, None).await;
+        assert_same(&point, &world.store_bytes().await, &[]);
+    }
+    gateway.die().await;
+}

@@ -63,6 +63,9 @@ pub struct Ticket(pub Option<LogIndex>);
 pub struct Admission {
     state: State,
     size: u64,
+    /// Of the store, when it was last trusted.
+    incarnation: u64,
+    distrusts: u64,
     /// Index of the newest operation.
     newest: LogIndex,
     newest_sequence: Sequence,
@@ -100,11 +103,13 @@ pub struct ScanTurn {
 
 impl Admission {
     /// A volume of `size` bytes whose remote copy is current, but for what [`Self::distrust`] is told.
-    pub fn new(size: u64, sequence: Sequence) -> Self {
+    pub fn new(size: u64, incarnation: u64, sequence: Sequence) -> Self {
         let nothing = Cut { index: LogIndex(0), sequence };
         Self {
             state: State::Shadowing,
             size,
+            incarnation,
+            distrusts: 0,
             newest: nothing.index,
             newest_sequence: sequence,
             published: nothing,
@@ -283,12 +288,17 @@ impl Admission {
         self.descriptors.range(..count).copied().collect()
     }
 
+    pub fn says_something(&self, through: LogIndex) -> bool {
+        let count = (through.0 - self.published.index.0) as usize;
+        self.descriptors.range(..count).any(|descriptor| descriptor.effect() != Effect::Nothing)
+    }
+
     pub fn published(&self) -> Cut {
         self.published
     }
 
-    /// An entry that covers everything through `cut` stands in the chain.
-    pub fn set_published(&mut self, log: &VolumeLog, cut: Cut) {
+    /// An entry that covers everything through `cut` stands in the chain; a `point`, or a draft.
+    pub fn set_published(&mut self, log: &VolumeLog, cut: Cut, point: bool) {
         let count = (cut.index.0 - self.published.index.0) as usize;
         let mut sequence = self.published.sequence;
         for descriptor in self.descriptors.drain(..count) {
@@ -303,7 +313,7 @@ impl Admission {
         while self.ages.get(1).is_some_and(|&(newest, _)| newest <= cut.index) {
             self.ages.pop_front();
         }
-        if self.state == State::Shadowing && self.is_exact(cut.index) {
+        if point && self.state == State::Shadowing {
             self.inexact_since = None;
         }
         log.free(cut.index);
@@ -313,6 +323,9 @@ impl Admission {
     pub fn stop_logging(&mut self, span: Span) {
         self.marked.insert(span);
         if matches!(self.state, State::Resyncing | State::Shadowing) {
+            if self.state == State::Resyncing {
+                self.exact_from = None;
+            }
             self.state = State::Overflowed;
             self.inexact_since.get_or_insert_with(Instant::now);
         }
@@ -321,6 +334,22 @@ impl Admission {
     /// Nothing that the store holds is taken for known: logging ends, and all regions are marked.
     pub fn distrust(&mut self) {
         self.stop_logging(Span::new(0, self.size));
+        self.distrusts += 1;
+    }
+
+    /// How often the store was distrusted: what was read of it before says nothing of what is read after.
+    pub fn distrusts(&self) -> u64 {
+        self.distrusts
+    }
+
+    /// Takes note of the store's incarnation; a higher one than before is a reason for distrust.
+    pub fn came_back(&mut self, incarnation: u64) -> bool {
+        let came_back = incarnation > self.incarnation;
+        if came_back {
+            self.incarnation = incarnation;
+            self.distrust();
+        }
+        came_back
     }
 
     /// What the store is compared with is not what it was thought to be: nothing logged so far makes it exact.

@@ -23,7 +23,7 @@ pub mod scan;
 pub mod sequences;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -74,12 +74,10 @@ struct Core {
     sync_log: bool,
     ranges: Arc<RangeLock>,
     admission: Mutex<Admission>,
-    /// The store's incarnation when it was last trusted.
-    incarnation: AtomicU64,
     /// A flush failed and the store cannot be read past its caches: it is compared again after every stop.
     tainted: AtomicBool,
-    /// The store's caches are being given up: nothing is read for a comparison yet.
-    forgetting: AtomicBool,
+    /// The store's caches are being given up, so many times at once: nothing is read for a comparison yet.
+    forgetting: AtomicU32,
     /// Wakes the publisher when there is something that should not wait for its next tick.
     urgent: Notify,
 }
@@ -109,13 +107,12 @@ impl Volume {
         start: Start,
     ) -> Self {
         let geometry = store.geometry();
-        let mut admission = Admission::new(geometry.size, sequences.newest());
+        let mut admission = Admission::new(geometry.size, store.incarnation(), sequences.newest());
         if let Start::Resync { front } = start {
             admission.start_resync(front);
         }
         Self(Arc::new(Core {
             name: name.to_owned(),
-            incarnation: AtomicU64::new(store.incarnation()),
             geometry,
             store,
             log,
@@ -124,7 +121,7 @@ impl Volume {
             ranges: Arc::default(),
             admission: Mutex::new(admission),
             tainted: AtomicBool::new(false),
-            forgetting: AtomicBool::new(false),
+            forgetting: AtomicU32::new(0),
             urgent: Notify::new(),
         }))
     }
@@ -177,14 +174,20 @@ impl Volume {
         self.0.admission.lock().batch(through)
     }
 
+    /// Whether any operation after the last published cut through `through` changed anything.
+    pub fn says_something(&self, through: LogIndex) -> bool {
+        self.0.admission.lock().says_something(through)
+    }
+
     /// What [`Self::set_published`] was told last.
     pub fn published(&self) -> Cut {
         self.0.admission.lock().published()
     }
 
-    /// An entry whose content is the volume at `cut` stands in the chain: the log is freed up to there.
-    pub fn set_published(&self, cut: Cut) {
-        self.0.admission.lock().set_published(&self.0.log, cut);
+    /// An entry whose content is the volume at `cut` (a `point`), or a draft of it, stands in the chain: the log is
+    /// freed up to there.
+    pub fn set_published(&self, cut: Cut, point: bool) {
+        self.0.admission.lock().set_published(&self.0.log, cut, point);
     }
 
     /// The remote copy is not what it was thought to be: everything is to be compared, and no point is made before.
@@ -200,8 +203,13 @@ impl Volume {
 
     /// Whether the store holds what the last published cut says, and flushed it: what a clean stop requires.
     pub fn is_settled(&self) -> bool {
-        let settled = self.is_quiet() && self.cut() == self.published();
-        settled && !self.0.tainted.load(Ordering::Relaxed) && !self.has_come_back()
+        let doubted = self.0.tainted.load(Ordering::Relaxed) || self.0.forgetting.load(Ordering::Relaxed) > 0;
+        // A loss that somebody else has noticed shows in the state.
+        !self.has_come_back()
+            && !doubted
+            && matches!(self.state(), State::Shadowing | State::Resyncing)
+            && self.is_quiet()
+            && self.cut() == self.published()
     }
 
     /// Whether no operation was admitted since the start.
@@ -235,7 +243,7 @@ impl Volume {
     pub fn resync_if_drained(&self) -> bool {
         let mut admission = self.0.admission.lock();
         // A log that has failed stays so: what was logged is published, and nothing more can be.
-        let ready = self.0.log.failure().is_none() && !self.0.forgetting.load(Ordering::Relaxed);
+        let ready = self.0.log.failure().is_none() && self.0.forgetting.load(Ordering::Relaxed) == 0;
         let drained = ready && admission.is_drained(&self.0.log);
         if drained {
             admission.begin_resync(&self.0.log);
@@ -382,6 +390,7 @@ impl Core {
     /// Finds out what stands in `parts`, which `index` left unknown, holding its range meanwhile. Nobody waits.
     fn read_back(self: &Arc<Self>, guard: RangeGuard, index: LogIndex, parts: Vec<Span>) {
         let core = self.clone();
+        let distrusts = self.admission.lock().distrusts();
         tokio::spawn(async move {
             for part in parts {
                 if part.len() > u64::from(REQUEST_MAX) {
@@ -394,6 +403,10 @@ impl Core {
                 }
                 // An interruption leaves the barrier, and the range is marked with all others.
                 let Ok(found) = core.read_parts(part).await else { return };
+                // What a store shows that has come back is not what it showed when the change was answered.
+                if core.check_incarnation() || core.admission.lock().distrusts() != distrusts {
+                    return;
+                }
                 let Ok(by) = core.log_parts(found) else { return };
                 core.admission.lock().settle(index, by);
             }
@@ -414,12 +427,15 @@ impl Core {
     }
 
     fn check_incarnation(&self) -> bool {
-        let incarnation = self.store.incarnation();
-        let changed = self.incarnation.swap(incarnation, Ordering::Relaxed) != incarnation;
-        if changed {
-            self.lost("a reconnection");
+        let mut admission = self.admission.lock();
+        let was = admission.state();
+        let came_back = admission.came_back(self.store.incarnation());
+        if came_back {
+            self.announce(was, &admission, "the store was lost");
+            warn!(volume = self.name, "the store came back after a loss; it will be compared in full");
+            self.urgent.notify_one();
         }
-        changed
+        came_back
     }
 
     /// Without a log nothing more can be promised; the last changes may never have been written to it.
@@ -439,16 +455,15 @@ impl Core {
     /// caches may still show it: only what is read past them is what the store holds.
     fn flush_failed(self: &Arc<Self>) {
         error!(volume = self.name, "the store failed a flush; it will be compared in full");
-        self.tainted.store(true, Ordering::Relaxed);
-        self.forgetting.store(true, Ordering::Relaxed);
+        self.forgetting.fetch_add(1, Ordering::Relaxed);
         self.admission.lock().distrust();
         let core = self.clone();
         let forgotten = self.store.forget_cached();
         tokio::spawn(async move {
-            if forgotten.await == Ok(true) {
-                core.tainted.store(false, Ordering::Relaxed);
+            if forgotten.await != Ok(true) {
+                core.tainted.store(true, Ordering::Relaxed);
             }
-            core.forgetting.store(false, Ordering::Relaxed);
+            core.forgetting.fetch_sub(1, Ordering::Relaxed);
             core.urgent.notify_one();
         });
     }

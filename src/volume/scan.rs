@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Core, LOG_FULL, Volume, whole_sectors};
+use super::{Core, LOG_FULL, State, Volume, whole_sectors};
 use crate::disk::{Disk, DiskError, Errno};
 use crate::format::log::LogOp;
 use crate::units::{KIB, LogIndex, MIB, REGION, SECTOR, Span};
@@ -63,6 +63,7 @@ pub struct Turn {
     span: Span,
     hole: bool,
     compare: bool,
+    distrusts: u64,
 }
 
 /// The piece's operation in the log; it completes when this is dropped, however the scan goes on.
@@ -82,18 +83,32 @@ impl Drop for Operation {
 pub struct Interrupted;
 
 impl Volume {
-    /// The next piece, in order; none when all has been read and later cuts are exact.
+    /// The next piece, in order; none when there is no more. When all pieces have been read and none was interrupted,
+    /// [`Self::scan_finished`] ends the scan.
     pub async fn scan_next(&self) -> Result<Option<Turn>, Interrupted> {
         let core = &self.0;
         loop {
-            let Some(run) = core.admission.lock().scan_ahead() else {
-                let finished = core.admission.lock().scan_finished();
-                return if finished { Ok(None) } else { Err(Interrupted) };
+            let run = {
+                let admission = core.admission.lock();
+                if admission.state() != State::Resyncing {
+                    return Err(Interrupted);
+                }
+                match admission.scan_ahead() {
+                    Some(run) => run,
+                    None => return Ok(None),
+                }
             };
             let hole = core.hole(run).await?;
             let end = hole.unwrap_or((run.start / PIECE + 1) * PIECE).min(run.end);
-            let span = Span::new(run.start, end);
-            let guard = core.ranges.acquire(span.rounded_out(SECTOR)).await;
+            let mut span = Span::new(run.start, end);
+            // A long hole is passed only while nothing changes it: writers must not queue behind whoever does.
+            let guard = match core.ranges.try_acquire(span.rounded_out(SECTOR)) {
+                Some(guard) => guard,
+                None => {
+                    span.end = span.end.min((span.start / PIECE + 1) * PIECE);
+                    core.ranges.acquire(span.rounded_out(SECTOR)).await
+                }
+            };
             // What was a hole before the range was held need not be one now.
             let hole = match hole {
                 Some(_) => core.hole(span).await? == Some(span.end),
@@ -102,10 +117,23 @@ impl Volume {
             if !hole && span.len() > PIECE {
                 continue;
             }
-            let turn = core.admission.lock().scan_turn(&core.log, span).ok_or(Interrupted)?;
+            let (turn, distrusts) = {
+                let mut admission = core.admission.lock();
+                let was = admission.state();
+                let turn = admission.scan_turn(&core.log, span);
+                core.announce(was, &admission, LOG_FULL);
+                (turn.ok_or(Interrupted)?, admission.distrusts())
+            };
             let operation = Operation { core: core.clone(), index: turn.index };
-            return Ok(Some(Turn { operation, _guard: guard, span, hole, compare: turn.compare }));
+            return Ok(Some(Turn { operation, _guard: guard, span, hole, compare: turn.compare, distrusts }));
         }
+    }
+}
+
+impl Volume {
+    /// Every piece has been read: from now on cuts are exact. False if the scan was interrupted.
+    pub fn scan_finished(&self) -> bool {
+        self.0.admission.lock().scan_finished()
     }
 }
 
@@ -137,7 +165,7 @@ impl Turn {
             }
         };
         // A piece that shows what a store forgot afterwards does not fit the pieces that come.
-        if core.check_incarnation() {
+        if core.check_incarnation() || core.admission.lock().distrusts() != self.distrusts {
             return Err(Interrupted);
         }
         Ok(Piece { span: self.span, index: self.operation.index, content })
