@@ -422,8 +422,11 @@ impl Core {
         admission.distrust();
         self.announce(was, &admission, "the store was lost");
         drop(admission);
-        warn!(volume = self.name, during, "the store was lost; it will be compared in full");
-        self.urgent.notify_one();
+        // Everything in flight is lost at once, and said once.
+        if matches!(was, State::Resyncing | State::Shadowing) {
+            warn!(volume = self.name, during, "the store was lost; it will be compared in full");
+            self.urgent.notify_one();
+        }
     }
 
     fn check_incarnation(&self) -> bool {
