@@ -422,7 +422,10 @@ impl Core {
         admission.distrust();
         self.announce(was, &admission, "the store was lost");
         drop(admission);
-        warn!(volume = self.name, during, "the store was lost; it will be compared in full");
+        if matches!(was, State::Resyncing | State::Shadowing) {
+            // Once, not for each of the operations that were in flight.
+            warn!(volume = self.name, during, "the store was lost; it will be compared in full");
+        }
         self.urgent.notify_one();
     }
 
