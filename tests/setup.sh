@@ -13,7 +13,8 @@ has_command() { command -v "$1" >/dev/null; }
 has_libnbd() { [ -x "$python" ] && "$python" -c 'import nbd' 2>/dev/null; }
 has_venv() { [ -x "$python" ] && "$python" -c 'import venv, ensurepip' 2>/dev/null; }
 has_fio() { has_command fio && fio --enghelp 2>/dev/null | grep -qw nbd; }
-has_moto() { [ -x "$tools/venv/bin/moto_server" ] && "$tools/venv/bin/python" -c 'import moto.server' 2>/dev/null; }
+# A virtual environment names its own place, so that one whose folder was moved does not run.
+has_moto() { "$tools/venv/bin/moto_server" --help >/dev/null 2>&1; }
 has_azurite() { [ -x "$tools/node_modules/.bin/azurite-blob" ]; }
 
 # Prints the Debian packages whose part is absent.
