@@ -16,6 +16,7 @@ use super::upload::Memory;
 use crate::chain::resolve::{Content, Resolver};
 use crate::chain::{At, ChainReader, Opening};
 use crate::clock::Clock;
+use crate::disk::conformance;
 use crate::disk::faulty::{Fault, FaultyDisk, Gate, Kind};
 use crate::disk::{Disk, DiskError, Errno, MemoryDisk, ZeroMode};
 use crate::format::entry::{Entry, EntryKind};
@@ -745,5 +746,15 @@ async fn no_point_is_made_without_the_last_piece_of_a_scan() {
         let (point, ..) = world.content(&entry, None).await;
         assert_same(&point, &world.store_bytes().await, &[]);
     }
+    gateway.die().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_a_disk_like_the_one_beneath_it_and_its_copy_follows() {
+    let world = World::new(3 * MIB + 700);
+    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    conformance::check(Arc::new(gateway.volume.clone())).await;
+    gateway.settled().await;
+    world.assert_current().await;
     gateway.die().await;
 }

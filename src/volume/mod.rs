@@ -258,6 +258,14 @@ impl Volume {
 }
 
 impl Core {
+    /// What lies outside the volume has no place in the log; it is refused as the store would refuse it.
+    fn change(self: &Arc<Self>, offset: u64, length: u64, request: Request, fua: bool) -> Pending<()> {
+        match self.geometry.admit_change(offset, length) {
+            Ok(()) => self.submit(Span::at(offset, length), request, fua),
+            Err(refused) => Pending::ready(Err(refused)),
+        }
+    }
+
     fn submit(self: &Arc<Self>, span: Span, request: Request, fua: bool) -> Pending<()> {
         if span.is_empty() {
             return self.issue(span, request, fua);
@@ -516,7 +524,7 @@ impl Disk for Volume {
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
-        self.0.submit(Span::at(offset, data.len() as u64), Request::Write(data), fua)
+        self.0.change(offset, data.len() as u64, Request::Write(data), fua)
     }
 
     fn flush(&self) -> Pending<()> {
@@ -535,11 +543,11 @@ impl Disk for Volume {
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Pending<()> {
-        self.0.submit(Span::at(offset, length), Request::Trim, fua)
+        self.0.change(offset, length, Request::Trim, fua)
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode, fua: bool) -> Pending<()> {
-        self.0.submit(Span::at(offset, length), Request::Zeroes(mode), fua)
+        self.0.change(offset, length, Request::Zeroes(mode), fua)
     }
 
     fn cache(&self, offset: u64, length: u64) -> Pending<()> {

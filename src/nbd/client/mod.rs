@@ -363,6 +363,14 @@ impl NbdDisk {
         RANGE_MAX / minimum * minimum
     }
 
+    /// As [`Self::admit`]; a read-only disk refuses every change as such, whatever else it cannot do.
+    fn admit_change(&self, able: bool, offset: u64, length: u64, fua: bool) -> disk::Result<u16> {
+        if self.shared.geometry.abilities.read_only {
+            return Err(DiskError::Refused(Errno::EPERM));
+        }
+        self.admit(able, offset, length, fua)
+    }
+
     /// The flags of a change of [`offset`, `offset + length`), if it may be asked for.
     fn admit(&self, able: bool, offset: u64, length: u64, fua: bool) -> disk::Result<u16> {
         let Geometry { size, abilities, .. } = self.shared.geometry;
@@ -398,7 +406,7 @@ impl Disk for NbdDisk {
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
-        match self.admit(!self.shared.geometry.abilities.read_only, offset, data.len() as u64, fua) {
+        match self.admit_change(true, offset, data.len() as u64, fua) {
             Ok(flags) => self.change(command::WRITE, flags, offset, data.len() as u64, data),
             Err(error) => Pending::ready(Err(error)),
         }
@@ -412,7 +420,7 @@ impl Disk for NbdDisk {
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Pending<()> {
-        match self.admit(self.shared.geometry.abilities.trim, offset, length, fua) {
+        match self.admit_change(self.shared.geometry.abilities.trim, offset, length, fua) {
             Ok(flags) => self.change(command::TRIM, flags, offset, length, Bytes::new()),
             Err(error) => Pending::ready(Err(error)),
         }
@@ -421,7 +429,7 @@ impl Disk for NbdDisk {
     fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode, fua: bool) -> Pending<()> {
         let abilities = self.shared.geometry.abilities;
         let able = abilities.write_zeroes && (abilities.fast_zeroes || !mode.fast_only);
-        match self.admit(able, offset, length, fua) {
+        match self.admit_change(able, offset, length, fua) {
             Ok(flags) => {
                 let no_hole = if mode.no_hole { command::FLAG_NO_HOLE } else { 0 };
                 let fast = if mode.fast_only { command::FLAG_FAST_ZERO } else { 0 };

@@ -11,18 +11,20 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::disk::{Abilities, MemoryDisk, conformance};
 use crate::nbd::testing::{Ram, SIZE, able, until};
 use crate::nbd::wire::{self, Chunk, ExportFlags, OptionHeader, OptionReply, Request, SimpleReply};
 use crate::nbd::wire::{chunk, info, option, reply};
 use crate::nbd::{Address, Export, Server};
+use crate::units::MIB;
 
 struct Running {
     task: JoinHandle<()>,
     _stop: watch::Sender<bool>,
 }
 
-async fn serve(socket: &Path, ram: Arc<Ram>) -> Running {
-    let export = Export { name: "disk0".into(), description: String::new(), disk: ram };
+async fn serve(socket: &Path, disk: Arc<dyn Disk>) -> Running {
+    let export = Export { name: "disk0".into(), description: String::new(), disk };
     let server = Server::bind(&[Address::Unix(socket.to_owned())], vec![export]).await.unwrap();
     let (stop, stopped) = watch::channel(false);
     Running { task: tokio::spawn(server.run(stopped)), _stop: stop }
@@ -77,6 +79,19 @@ async fn a_remote_disk_does_what_the_disk_behind_it_does() {
     assert_eq!(disk.flush().await, Err(DiskError::Io(Errno::ENOSPC)));
     for refused in [disk.trim(SIZE, 1, false).await, disk.write(SIZE - 1, Bytes::from_static(b"ab"), false).await] {
         assert_eq!(refused, Err(DiskError::Refused(Errno::EINVAL)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_remote_disk_is_a_disk_whatever_the_one_behind_it_can_do() {
+    let able = MemoryDisk::new(3 * MIB + 700).geometry();
+    let poor = Abilities { flush: true, ..Abilities::default() };
+    let one_connection = Abilities { multi_conn: false, ..able.abilities };
+    for abilities in [able.abilities, one_connection, poor, Abilities { read_only: true, ..poor }] {
+        let (_folder, socket, uri) = place();
+        let behind = MemoryDisk::with_geometry(Geometry { abilities, ..able });
+        let _server = serve(&socket, Arc::new(behind)).await;
+        conformance::check(Arc::new(NbdDisk::open(&uri).await.unwrap())).await;
     }
 }
 
