@@ -26,11 +26,15 @@
 pub mod units;
 
 pub mod clock;
+pub mod failpoint;
+pub mod task;
+
 pub mod disk;
 pub mod format;
 pub mod remote;
 
 pub mod chain;
+pub mod marks;
 pub mod nbd;
 pub mod writelog;
 

@@ -19,9 +19,9 @@ use tokio::time::Instant;
 
 use super::descriptor::{Descriptor, Effect};
 use super::progress::{Cut, Progress};
-use super::regions::RegionSet;
 use super::sequences::Sequences;
 use crate::format::log::LogOp;
+use crate::marks::RegionSet;
 use crate::units::{LogIndex, REGION, SECTOR, Sequence, Span};
 use crate::writelog::{Record, VolumeLog};
 

@@ -18,7 +18,6 @@ pub mod admission;
 pub mod descriptor;
 pub mod progress;
 pub mod ranges;
-pub mod regions;
 pub mod scan;
 pub mod sequences;
 

@@ -1,0 +1,68 @@
+//! Safeguards that a test can take away, to show that it would notice.
+//!
+//! In a build that is not a test every safeguard stands, and asking costs nothing.
+
+/// A rule on which a promise rests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Safeguard {
+    /// Changes that overlap wait for each other.
+    RangeLock,
+    /// A change waits until its regions are durably hot.
+    HotBeforeWrite,
+    /// A region stays hot until a flush of the store that was submitted after its last change has succeeded.
+    CoolAfterFlush,
+    /// A region stays hot until the log that has its changes is synced.
+    CoolAfterSync,
+    /// A region stays hot while an outcome on it is unknown.
+    CoolAfterReadBack,
+    /// What was scanned stays hot until it is published.
+    CoolAfterPublish,
+    /// A region that cools with unpublished changes becomes diverged.
+    DivergedWhenCooled,
+    /// Of the log only the gap-free prefix is replayed.
+    GapFreePrefix,
+    /// A range of unknown outcome bars cuts until it was read back.
+    Barrier,
+    /// Who finds its number in the chain taken publishes no more.
+    Fence,
+}
+
+/// Whether it stands.
+#[inline]
+pub fn stands(safeguard: Safeguard) -> bool {
+    #[cfg(test)]
+    return missing::MISSING.get() != Some(safeguard);
+    #[cfg(not(test))]
+    {
+        let _ = safeguard;
+        true
+    }
+}
+
+#[cfg(test)]
+pub use missing::without;
+
+#[cfg(test)]
+mod missing {
+    use super::Safeguard;
+    use std::cell::Cell;
+
+    thread_local! {
+        pub(super) static MISSING: Cell<Option<Safeguard>> = const { Cell::new(None) };
+    }
+
+    /// Until it is dropped, the safeguard is missing on this thread.
+    #[must_use]
+    pub struct Without(());
+
+    pub fn without(safeguard: Safeguard) -> Without {
+        MISSING.set(Some(safeguard));
+        Without(())
+    }
+
+    impl Drop for Without {
+        fn drop(&mut self) {
+            MISSING.set(None);
+        }
+    }
+}
