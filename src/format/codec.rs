@@ -33,6 +33,11 @@ pub enum Part {
     Run,
     LogSegment,
     LogRecord,
+    MarksHeader,
+    MarksPage,
+    MarksTransaction,
+    /// The file of the region marks as a whole.
+    Marks,
 }
 
 impl fmt::Display for Part {
@@ -55,6 +60,10 @@ impl fmt::Display for Part {
             Self::Run => "run",
             Self::LogSegment => "segment header of the log",
             Self::LogRecord => "record header of the log",
+            Self::MarksHeader => "header of the region marks",
+            Self::MarksPage => "page of the region marks",
+            Self::MarksTransaction => "transaction of the region marks",
+            Self::Marks => "region marks",
         })
     }
 }

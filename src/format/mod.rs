@@ -17,6 +17,7 @@ pub mod entry;
 pub mod index;
 pub mod keys;
 pub mod log;
+pub mod marks;
 mod mask;
 pub mod names;
 pub mod pack;

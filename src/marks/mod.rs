@@ -10,14 +10,22 @@
 //! Owns: the sets, and their bytes on the disk. Does not own: when a region gets a mark and when it loses it
 //! ([`crate::volume`]).
 
-pub mod regions;
+mod file;
+mod io;
+mod opening;
+mod regions;
+#[cfg(test)]
+pub(crate) mod simulated;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
-use crate::format::log::LogId;
-use crate::units::LogIndex;
-
-pub use regions::RegionSet;
+pub use self::file::MarksFile;
+pub use self::io::{MarksIo, open_io};
+pub use self::opening::{Contents, Refused, Unusable};
+pub use self::regions::RegionSet;
+pub use crate::format::marks::Facts;
 
 /// What changes in one durable step. Ranges are of region numbers; within one change a region is in `heat` or in
 /// `cool`, not both, and so for `diverge` and `converge`.
@@ -28,16 +36,4 @@ pub struct Change {
     pub diverge: Vec<Range<u64>>,
     pub converge: Vec<Range<u64>>,
     pub facts: Facts,
-}
-
-/// What stands beside the sets and changes with them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// Counts the life of the volume's marks; the log and the chain have copies, which are never ahead of it unless
-    /// these marks are older than they look.
-    pub heartbeat: u64,
-    /// The log that these marks are right together with.
-    pub log: Option<LogId>,
-    /// A region that is not hot may rely on the log up to this record: a log that ends before it has lost something.
-    pub relied_on: LogIndex,
 }

@@ -1,9 +1,11 @@
 //! A set of regions of a volume: one bit each, 2 MiB for 64 TiB.
 
+use std::ops::Range;
+
 use crate::units::{REGION, Span};
 
 /// Regions 0, 1, 2 … of a volume, each in the set or not.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegionSet {
     words: Vec<u64>,
     regions: u64,
@@ -15,6 +17,18 @@ impl RegionSet {
     pub fn new(size: u64) -> Self {
         let regions = size.div_ceil(REGION);
         Self { words: vec![0; regions.div_ceil(64) as usize], regions, members: 0 }
+    }
+
+    /// How many regions the volume has.
+    pub fn regions(&self) -> u64 {
+        self.regions
+    }
+
+    /// Extends the set over a volume of `size` bytes, no smaller than before; what is new is not in it.
+    pub fn grow(&mut self, size: u64) {
+        debug_assert!(size.div_ceil(REGION) >= self.regions);
+        self.regions = size.div_ceil(REGION);
+        self.words.resize(self.regions.div_ceil(64) as usize, 0);
     }
 
     /// How many regions are in the set.
@@ -32,16 +46,28 @@ impl RegionSet {
 
     /// Adds every region that the bytes touch; a word at a time, for a trim may touch them all.
     pub fn insert(&mut self, span: Span) {
-        self.update(span, |word, bits| *word |= bits);
+        let (start, end) = self.touched(span);
+        self.insert_regions(start..end);
     }
 
     /// Removes every region that the bytes touch.
     pub fn remove(&mut self, span: Span) {
-        self.update(span, |word, bits| *word &= !bits);
+        let (start, end) = self.touched(span);
+        self.remove_regions(start..end);
     }
 
-    fn update(&mut self, span: Span, change: impl Fn(&mut u64, u64)) {
-        let (mut region, end) = self.touched(span);
+    /// Adds regions by their numbers; what is beyond the volume's end is left out.
+    pub fn insert_regions(&mut self, run: Range<u64>) {
+        self.update(run, |word, bits| *word |= bits);
+    }
+
+    /// Removes regions by their numbers.
+    pub fn remove_regions(&mut self, run: Range<u64>) {
+        self.update(run, |word, bits| *word &= !bits);
+    }
+
+    fn update(&mut self, run: Range<u64>, change: impl Fn(&mut u64, u64)) {
+        let (mut region, end) = (run.start, run.end.min(self.regions));
         while region < end {
             let bit = region % 64;
             let count = (64 - bit).min(end - region);
@@ -95,6 +121,41 @@ impl RegionSet {
             from = (from / 64 + 1) * 64;
         }
         end
+    }
+
+    /// The runs of consecutive regions in the set, in order.
+    pub fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let start = self.next_from(from)?;
+            from = self.next_absent(start, self.regions);
+            Some(start..from)
+        })
+    }
+
+    /// The runs of consecutive regions that are not in the set, in order.
+    pub fn absent_runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let start = self.next_absent(from, self.regions);
+            from = self.next_from(start).unwrap_or(self.regions);
+            (start < self.regions).then_some(start..from)
+        })
+    }
+
+    /// Words of 64 regions from word `first` on; zero beyond the end.
+    pub(super) fn words<const N: usize>(&self, first: usize) -> [u64; N] {
+        std::array::from_fn(|at| self.words.get(first + at).copied().unwrap_or(0))
+    }
+
+    /// Replaces words of 64 regions from word `first` on; what is beyond the end is left out.
+    pub(super) fn set_words(&mut self, first: usize, words: &[u64]) {
+        for (at, found) in (first..self.words.len()).zip(words) {
+            let there = (self.regions - at as u64 * 64).min(64);
+            let word = found & (u64::MAX >> (64 - there));
+            self.members = self.members + u64::from(word.count_ones()) - u64::from(self.words[at].count_ones());
+            self.words[at] = word;
+        }
     }
 
     fn touched(&self, span: Span) -> (u64, u64) {
