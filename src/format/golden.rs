@@ -3,12 +3,13 @@
 use super::entry::{Entry, EntryKind, ScanCursor, Slice};
 use super::keys::Keys;
 use super::log::{LogId, LogOp, RECORD_HEADER, RecordHeader, RecordPlace, SEGMENT_HEADER, SegmentHeader};
+use super::marks::{self, Facts, Header, LifeId, Mark, Page, PagePlace, Runs, Stamp, Transaction};
 use super::pack::{PackBuilder, decode_record, verify_pack};
 use super::run::{RunBuilder, verify_run};
 use super::tests::Dice;
 use super::volume::{Encryption, VolumeObject};
 use super::*;
-use crate::units::{Block, EntryNumber, Generation, LogIndex, Mask, Sequence, Timestamp};
+use crate::units::{Block, EntryNumber, Generation, LogIndex, Mask, REGION, Sequence, Timestamp};
 
 const VOLUME: VolumeId = VolumeId(*b"0123456789abcdef");
 const TIME: Timestamp = Timestamp(1_795_000_000_000);
@@ -243,4 +244,68 @@ fn every_op_of_the_log_keeps_its_number() {
         assert_eq!(bytes[4], number);
     }
     assert_eq!(super::log::crc32c(b"123456789"), 0xe306_9283, "CRC-32C has this check value");
+}
+
+const LIFE: LifeId = LifeId(*b"the marks' life.");
+
+fn facts() -> Facts {
+    Facts { heartbeat: 77, log: Some(LogId(*b"fedcba9876543210")), relied_on: LogIndex(812) }
+}
+
+#[test]
+fn a_header_of_the_marks_is_as_pinned() {
+    let size = (marks::GROUP_REGIONS + 1) * REGION;
+    let (through, ordinal, opening) = (1000, 9, 3);
+    let stamps = vec![Stamp::new(9, 1), Stamp::new(3, 0)];
+    let header = Header { life: LIFE, facts: facts(), volume: VOLUME, size, through, ordinal, opening, stamps };
+    let unit = header.encode();
+    assert!(unit[112..4092].iter().all(|byte| *byte == 0));
+    pinned(
+        "header of the region marks",
+        &[&unit[..112], &unit[4092..]].concat(),
+        "
+        756d6272616d726b0100010000000000746865206d61726b7327206c6966652e4d000000000000002c03000000000000
+        6665646362613938373635343332313030313233343536373839616263646566000040001d000000e803000000000000
+        09000000030000001300000006000000092a6025
+        ",
+    );
+    assert_eq!(marks::file_length(size), 8192 + (2 << 20) + 2 * 16384);
+}
+
+#[test]
+fn a_transaction_of_the_marks_is_as_pinned() {
+    let mut runs = Runs::default();
+    assert!(runs.push(Mark::Heat, &(5..6)) && runs.push(Mark::Heat, &(1000..3000)));
+    assert!(runs.push(Mark::Diverge, &(7..8)) && runs.push(Mark::Cool, &(0..1)));
+    assert!(runs.push(Mark::Converge, &(0..1 << 24)));
+    let place = marks::Place { life: LIFE, volume: VOLUME, number: 1002, after: 1000, last: 1003, opening: 3 };
+    let unit = Transaction::encode(&place, &facts(), &runs);
+    assert!(unit[128..4092].iter().all(|byte| *byte == 0));
+    pinned(
+        "transaction of the region marks",
+        &[&unit[..128], &unit[4092..]].concat(),
+        "
+        756d6272616d74780100010000000000746865206d61726b7327206c6966652e4d000000000000002c03000000000000
+        6665646362613938373635343332313030313233343536373839616263646566ea03000000000000e803000000000000
+        eb03000000000000030000000f001400881fcf0f1d00020003ffffff07000000bf546e5c
+        ",
+    );
+}
+
+#[test]
+fn a_page_of_the_marks_is_as_pinned() {
+    let mut page = Page { hot: [0; marks::PAGE_WORDS], diverged: [0; marks::PAGE_WORDS] };
+    page.hot[0] = 0x0102_0304_0506_0708;
+    page.diverged[28] = 1 << 63;
+    let mut bytes = [0xaa; marks::PAGE];
+    page.encode_into(&PagePlace { life: LIFE, volume: VOLUME, number: 12 }, Stamp::new(9, 1), &mut bytes);
+    assert!(bytes[48..496].iter().all(|byte| *byte == 0));
+    pinned(
+        "page of the region marks",
+        &[&bytes[..48], &bytes[496..]].concat(),
+        "
+        756d70310c000000746865206d61726b7327206c6966652e080853515751535113000000000000000807060504030201
+        0000000000000080000000008635747f
+        ",
+    );
 }

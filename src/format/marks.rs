@@ -43,6 +43,9 @@
 //! ```
 //! Versions: 1 (2026-11): first. The page's magic carries its version.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use super::VolumeId;

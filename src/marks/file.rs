@@ -282,6 +282,12 @@ impl MarksFile {
     }
 }
 
+impl std::fmt::Debug for MarksFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MarksFile").field("size", &self.size).field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
 /// Groups in one write of a beginning.
 const GROUPS_AT_ONCE: usize = MIB as usize / (2 * GROUP);
 const _: () = assert!(RINGS_AT[1] - RINGS_AT[0] == MIB, "a ring is written from one buffer of zeroes");

@@ -13,11 +13,18 @@
 mod file;
 mod io;
 mod opening;
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a change has runs of regions, often one")]
+mod power_cuts;
 mod regions;
 #[cfg(test)]
 pub(crate) mod simulated;
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a change has runs of regions, often one")]
 mod tests;
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a change has runs of regions, often one")]
+mod untruths;
 
 use std::ops::Range;
 

@@ -35,7 +35,7 @@ pub struct Contents {
     pub hot: RegionSet,
     pub diverged: RegionSet,
     pub facts: Facts,
-    /// Regions that are hot only because what spoke of them was damaged.
+    /// Regions that count as hot because what spoke of them was damaged or lost, whatever they were.
     pub damaged: u64,
 }
 
@@ -201,9 +201,7 @@ impl Sets {
 
     fn everything_unknown(&mut self) {
         let all = 0..self.hot.regions();
-        for run in self.hot.absent_runs() {
-            self.damaged.insert_regions(run);
-        }
+        self.damaged.insert_regions(all.clone());
         self.hot.insert_regions(all.clone());
         self.diverged.insert_regions(all);
         self.dirty.fill(true);

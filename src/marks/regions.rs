@@ -133,16 +133,6 @@ impl RegionSet {
         })
     }
 
-    /// The runs of consecutive regions that are not in the set, in order.
-    pub fn absent_runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        let mut from = 0;
-        std::iter::from_fn(move || {
-            let start = self.next_absent(from, self.regions);
-            from = self.next_from(start).unwrap_or(self.regions);
-            (start < self.regions).then_some(start..from)
-        })
-    }
-
     /// Words of 64 regions from word `first` on; zero beyond the end.
     pub(super) fn words<const N: usize>(&self, first: usize) -> [u64; N] {
         std::array::from_fn(|at| self.words.get(first + at).copied().unwrap_or(0))

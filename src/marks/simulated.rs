@@ -22,15 +22,17 @@ pub(crate) struct State {
     pub cached: Vec<u8>,
     /// What survives a power cut for certain.
     pub durable: Vec<u8>,
-    /// What was done since the last sync, in order.
+    /// What was done since the last sync that succeeded, in order.
     pub unsynced: Vec<Write>,
+    /// How many of these a failed sync has given up: they may have been done, and no later sync will do them.
+    pub given_up: usize,
     /// Everything that was ever done, if this is wanted.
     pub history: Option<Vec<Call>>,
     /// That many writes (lengths too) succeed; then each fails with `error`.
     pub writes_left: Option<u64>,
     /// That many syncs succeed; then each fails with `error`.
     pub syncs_left: Option<u64>,
-    /// The errno of what fails; EIO if there is none. A failed sync makes nothing durable, and forgets what was not.
+    /// The errno of what fails; EIO if there is none.
     pub error: Option<i32>,
     /// Byte ranges that cannot be read.
     pub unreadable: Vec<std::ops::Range<u64>>,
@@ -196,7 +198,7 @@ impl MarksIo for SimulatedFile {
         let mut state = self.state();
         if let Some(left) = &mut state.syncs_left {
             if *left == 0 {
-                // As Linux does: what could not be written counts as clean from now on.
+                state.given_up = state.unsynced.len();
                 return Err(state.failure());
             }
             *left -= 1;
@@ -205,8 +207,9 @@ impl MarksIo for SimulatedFile {
         if let Some(history) = &mut state.history {
             history.push(Call::Sync);
         }
-        let State { durable, unsynced, .. } = &mut *state;
-        unsynced.drain(..).for_each(|write| apply(durable, &write));
+        let State { durable, unsynced, given_up, .. } = &mut *state;
+        unsynced.drain(std::mem::take(given_up)..).for_each(|write| apply(durable, &write));
+        unsynced.clear();
         Ok(())
     }
 }
