@@ -114,6 +114,8 @@ struct Standing {
     /// The newest entry of a gateway, and the one before it.
     gateway: Option<Arc<Entry>>,
     gateway_before: Option<Arc<Entry>>,
+    /// The newest entry of a gateway that is not an `open` of this instance, which adds nothing by itself.
+    published: Option<Arc<Entry>>,
 }
 
 impl ChainWriter {
@@ -127,7 +129,7 @@ impl ChainWriter {
         let mut end = EntryNumber(0);
         for _ in 0..NUMBERS_MAX {
             end = reader.end(end).await?;
-            let standing = Standing::read(&reader, end).await?;
+            let standing = Standing::read(&reader, end, opening.instance).await?;
             standing.check(&reader, name, &opening, clock.now()).await?;
             let generation = standing.next_generation().ok_or(OpenError::Exhausted)?;
             let entry = standing.open_entry(&opening, generation, clock.now());
@@ -138,7 +140,7 @@ impl ChainWriter {
                     volume = %name, id = %volume, generation = %entry.generation, number = %entry.number,
                     "opened the chain for writing"
                 );
-                return Ok(Self::opened(reader, tip, Arc::new(entry)));
+                return Ok(Self::opened(reader, tip, Arc::new(entry), standing.published));
             }
         }
         Err(OpenError::Contended { key: volume.entry_key(end) })
@@ -194,10 +196,11 @@ async fn read_name(remote: &Remote, name: &VolumeName) -> Result<VolumeId, OpenE
 }
 
 impl Standing {
-    async fn read(reader: &ChainReader, end: EntryNumber) -> Result<Self, OpenError> {
-        let mut standing = Self { tip: Tip::START, content: None, gateway: None, gateway_before: None };
+    async fn read(reader: &ChainReader, end: EntryNumber, instance: InstanceId) -> Result<Self, OpenError> {
+        let mut standing =
+            Self { tip: Tip::START, content: None, gateway: None, gateway_before: None, published: None };
         let mut number = end;
-        while number.0 > 0 && standing.gateway_before.is_none() {
+        while number.0 > 0 && (standing.gateway_before.is_none() || standing.published.is_none()) {
             let found = reader.look(number).await?.ok_or(ChainError::NoEntry { number, newest: end })?;
             if number == end {
                 standing.tip = Tip { number: end, hash: found.hash(), time: Timestamp(0) };
@@ -209,11 +212,15 @@ impl Standing {
                         standing.content.get_or_insert_with(|| entry.clone());
                     }
                     if of_gateway(entry.kind) {
-                        let place = match standing.gateway {
-                            None => &mut standing.gateway,
-                            Some(_) => &mut standing.gateway_before,
-                        };
-                        *place = Some(entry);
+                        if entry.kind != EntryKind::Open || entry.instance != instance {
+                            standing.published.get_or_insert_with(|| entry.clone());
+                        }
+                        match standing.gateway {
+                            None => standing.gateway = Some(entry),
+                            Some(_) => {
+                                standing.gateway_before.get_or_insert(entry);
+                            }
+                        }
                     }
                 }
                 Found::Unreadable { source, .. } => return Err(OpenError::Newer { number, source }),
@@ -307,7 +314,12 @@ impl Standing {
             parent: content.map_or(EntryNumber(0), |content| content.number),
             sequence: content.map_or(Sequence(0), |content| content.sequence),
             time: self.tip.time_after(now),
-            heartbeat: content.map_or(0, |content| content.heartbeat),
+            heartbeat: content
+                .into_iter()
+                .chain(self.gateway.as_deref())
+                .map(|entry| entry.heartbeat)
+                .max()
+                .unwrap_or(0),
             size: opening.size,
             // Nothing yet is a draft of everything.
             draft: content.is_none_or(|content| content.draft),

@@ -150,6 +150,8 @@ pub struct ChainWriter {
     tip: Tip,
     /// The newest entry that shows content.
     newest: Arc<Entry>,
+    /// Who published last before the `open`.
+    before: Option<(InstanceId, Generation)>,
     /// Tried, with an unknown outcome.
     pending: Option<Attempt>,
     fence: Option<Fence>,
@@ -157,9 +159,16 @@ pub struct ChainWriter {
 
 impl ChainWriter {
     /// Of a generation whose `open` has been published, and is the tip.
-    pub(super) fn opened(reader: ChainReader, tip: Tip, open: Arc<Entry>) -> Self {
+    pub(super) fn opened(reader: ChainReader, tip: Tip, open: Arc<Entry>, before: Option<Arc<Entry>>) -> Self {
         let (instance, generation, heartbeat) = (open.instance, open.generation, open.heartbeat);
-        Self { reader, instance, generation, heartbeat, tip, newest: open, pending: None, fence: None }
+        let before = before.map(|entry| (entry.instance, entry.generation));
+        Self { reader, instance, generation, heartbeat, tip, newest: open, before, pending: None, fence: None }
+    }
+
+    /// The last gateway that published before this one opened the volume, and the generation in which it did. Openings
+    /// of this instance that published nothing do not count.
+    pub fn before(&self) -> Option<(InstanceId, Generation)> {
+        self.before
     }
 
     pub fn volume(&self) -> VolumeId {

@@ -256,6 +256,8 @@ mod tests {
             log: LogStatus { used: 256 * MIB, size: GIB },
             scanned: 256 * MIB,
             total: GIB,
+            hot: 0,
+            reread: 0,
             uploaded: 0,
             points: 0,
             last_error: None,

@@ -13,7 +13,7 @@ use object_store::gcp::GoogleConfigKey;
 
 use super::place::{Listen, Place, Store, join, straightened};
 use super::problem::{Fault, Problem, Section};
-use super::written::{self, Fencing, Options, SyncMode};
+use super::written::{self, Fencing, Options, SyncMode, WhenMarksFail};
 use crate::format::names::VolumeName;
 use crate::units::{KIB, MIB, TIB, VOLUME_MAX};
 
@@ -53,6 +53,7 @@ pub struct Log {
     /// Bytes of the pool of all volumes.
     pub size: u64,
     pub sync: SyncMode,
+    pub when_marks_fail: WhenMarksFail,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,7 +283,7 @@ impl Check<'_> {
             _ => Ok(size),
         });
         let size = self.value(&Section::Log, "size", &written.size, size)?;
-        Some(Log { size, sync: written.sync })
+        Some(Log { size, sync: written.sync, when_marks_fail: written.when_marks_fail })
     }
 
     fn snapshot(&mut self, written: &written::Snapshot) -> Option<Snapshot> {

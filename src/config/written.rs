@@ -99,11 +99,15 @@ pub struct Log {
     /// `background` (default): synced every 100–250 ms, no client waits. `flush`: a client's flush waits for the log
     /// too, so that the log survives the store's death to the last flush; costs one sync of the log's disk per flush.
     pub sync: SyncMode,
+    /// What becomes of writes to regions that cannot be marked, since the state folder's disk fails or does not answer
+    /// for 2 s. `forward` (default): they go on; nothing is published until the marks can be written, and the volume is
+    /// compared in full. `refuse`: they fail with EIO until then, for those who would rather stop than be unprotected.
+    pub when_marks_fail: WhenMarksFail,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { size: "8GiB".into(), sync: SyncMode::Background }
+        Self { size: "8GiB".into(), sync: SyncMode::Background, when_marks_fail: WhenMarksFail::Forward }
     }
 }
 
@@ -157,6 +161,15 @@ pub enum SyncMode {
     #[default]
     Background,
     Flush,
+}
+
+/// What becomes of writes to regions that cannot be marked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenMarksFail {
+    #[default]
+    Forward,
+    Refuse,
 }
 
 /// Settings of object_store by name. Values may be secrets and are not shown.

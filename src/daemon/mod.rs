@@ -26,13 +26,14 @@ use crate::format::VolumeId;
 use crate::nbd::{Address, BindError, Export, Server};
 use crate::remote::probe::{ConditionalPuts, conditional_puts};
 use crate::remote::{Limits, Remote};
-use crate::snapshot::publisher::{self, Left, Parts};
+use crate::snapshot::publisher::{self, Expected, Left, Parts};
 use crate::snapshot::status::Report;
 use crate::snapshot::upload::Memory;
 use crate::status::{self, LogStatus, PointStatus, Status, StatusError, VolumeStatus};
-use crate::units::LogIndex;
-use crate::volume::{Sequences, Start, Volume};
-use crate::writelog;
+use crate::units::Generation;
+use crate::volume::boot::{self, Found};
+use crate::volume::{self, MarksFail, Sequences, Volume};
+use crate::{marks, task, writelog};
 
 use state::{Clean, StateError, StateFolder, VolumeState};
 use stores::StoreError;
@@ -63,6 +64,8 @@ pub enum StartError {
     Store { volume: String, source: StoreError },
     #[error("open the remote {url}")]
     Remote { url: String, source: crate::remote::OpenError },
+    #[error("write the region marks of volume {volume} in the state folder")]
+    Marks { volume: String, source: std::io::Error },
     #[error("open the log in {}", path.display())]
     Log { path: PathBuf, source: writelog::OpenError },
     #[error("listen")]
@@ -74,7 +77,7 @@ pub enum StartError {
 /// Something is not in the remote that should be: the gateway has stopped, but not cleanly.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "stopped, but not all of {} is known to be in a recovery point; the next start compares these volumes in full",
+    "stopped, but not all of {} is known to be in a recovery point; the next start reads again what may be missing",
     .volumes.join(", ")
 )]
 pub struct Unfinished {
@@ -122,26 +125,41 @@ impl Gateway {
             let store = opened.map_err(|source| StartError::Store { volume: volume.name.to_string(), source })?;
             stores.push((volume, store));
         }
-        let pool = open_log(config, &state).await?;
+        let mut found = Vec::with_capacity(stores.len());
+        for (written, store) in stores {
+            let name = written.name.to_string();
+            let kept = state.volume(&name)?;
+            let marks = find_marks(&state, &name, &kept, store.as_ref(), options).await?;
+            found.push((written, store, kept, marks));
+        }
+        let (pool, opened) = open_log(config, &state, found.iter_mut().map(|(.., marks)| marks)).await?;
         let sequences = Arc::new(Sequences::above(state.sequence(clock.now())?));
         reserve_sequences(&state, &sequences)?;
 
         let (stop_publishing, stopping) = watch::channel(false);
         let memory = Memory::default();
         let conditional = Arc::new(OnceCell::new());
-        let mut starting = Vec::with_capacity(stores.len());
-        let mut watched = Vec::with_capacity(stores.len());
-        let mut exports = Vec::with_capacity(stores.len());
-        for (written, store) in stores {
+        let mut starting = Vec::with_capacity(found.len());
+        let mut watched = Vec::with_capacity(found.len());
+        let mut exports = Vec::with_capacity(found.len());
+        for (written, store, kept, marks) in found {
             let name = written.name.to_string();
-            let kept = state.volume(&name)?;
-            let clean = kept.clean.clone().filter(|_| !options.compare);
-            let (start, expected) = start_of(&name, clean.as_ref(), store.as_ref());
-            let log = pool
-                .volume(kept.log, writelog::Start::Empty(LogIndex(1)))
-                .map_err(|source| StartError::Log { path: state.log(), source })?;
-            let sync_log = config.log.sync == config::SyncMode::Flush;
-            let volume = Volume::new(&name, store.clone(), log, sequences.clone(), sync_log, start);
+            let (from, clean) = (pool.clone(), kept.clean.is_some());
+            let start =
+                task::blocking(move || marks.start(&from, opened, clean)).await.expect("a start does not panic");
+            let start = start.map_err(|source| match source {
+                boot::StartError::Log(source) => StartError::Log { path: state.log(), source },
+                boot::StartError::Marks(source) => StartError::Marks { volume: name.clone(), source },
+            })?;
+            let settings = volume::Settings {
+                sync_log: config.log.sync == config::SyncMode::Flush,
+                marks_fail: match config.log.when_marks_fail {
+                    config::WhenMarksFail::Forward => MarksFail::Forward,
+                    config::WhenMarksFail::Refuse => MarksFail::Refuse,
+                },
+                ..volume::Settings::default()
+            };
+            let volume = Volume::new(&name, store.clone(), sequences.clone(), settings, start);
             let report = Arc::new(Report::new(&name));
             let identity = store.identity();
             let parts = Parts {
@@ -157,7 +175,7 @@ impl Gateway {
                     created: clock.now(),
                     known: kept.remote,
                 },
-                expected,
+                expected: Expected { entry: kept.clean.as_ref().map(|clean| clean.entry), generation: kept.generation },
                 epoch: config.snapshot.epoch,
                 scan_rate: config.snapshot.scan_rate.limit(),
                 clock: clock.clone(),
@@ -166,7 +184,7 @@ impl Gateway {
                 report: report.clone(),
                 opened: {
                     let (state, name) = (state.clone(), name.clone());
-                    Box::new(move |volume| remember_opened(&state, &name, volume))
+                    Box::new(move |volume, generation| remember_opened(&state, &name, volume, generation))
                 },
             };
             let fenced = config.remote.fencing == config::Fencing::ConditionalPut;
@@ -178,7 +196,7 @@ impl Gateway {
                 max_age: written.max_age,
                 late: AtomicBool::new(false),
             });
-            starting.push((Running { name, volume, store, clean, publisher: None }, publisher));
+            starting.push((Running { name, volume, store, clean: kept.clean, publisher: None }, publisher));
         }
         pool.release_unclaimed();
 
@@ -190,7 +208,8 @@ impl Gateway {
         for (mut running, publisher) in starting {
             // Gone before the first write, and not before all is ready for it.
             let kept = state.volume(&running.name)?;
-            state.set_volume(&running.name, &VolumeState { clean: None, ..kept })?;
+            let store = Some(running.store.identity());
+            state.set_volume(&running.name, &VolumeState { clean: None, store, ..kept })?;
             running.publisher = Some(tokio::spawn(publisher));
             volumes.push(running);
         }
@@ -262,42 +281,54 @@ fn remote(config: &Config) -> Result<Remote, StartError> {
     Remote::create(&url, config.remote.options.expose(), limits).map_err(|source| StartError::Remote { url, source })
 }
 
-async fn open_log(config: &Config, state: &StateFolder) -> Result<writelog::Pool, StartError> {
-    let path = state.log();
-    // Nothing in the log outlives a run: what it held is compared again. So a log of another size is made anew.
-    let settings = writelog::Settings { size: config.log.size, volumes: config.volumes.len() as u32, discard: true };
-    let dir = path.clone();
-    let opened = tokio::task::spawn_blocking(move || writelog::Pool::open(&dir, settings)).await;
-    match opened.expect("opening the log does not panic") {
-        Ok((pool, _)) => Ok(pool),
-        Err(source) => Err(StartError::Log { path, source }),
-    }
-}
-
-/// How the volume starts, and the entry that a clean start relies on.
-fn start_of(name: &str, clean: Option<&Clean>, store: &dyn Disk) -> (Start, Option<crate::units::EntryNumber>) {
-    let Some(clean) = clean else {
-        return (Start::Resync { front: 0 }, None);
-    };
+/// The marks of a volume. What they do not say by themselves: the store was changed since a clean stop, or the user
+/// wants everything to be compared.
+async fn find_marks(
+    state: &StateFolder,
+    name: &str,
+    kept: &VolumeState,
+    store: &dyn Disk,
+    options: Options,
+) -> Result<Found, StartError> {
+    let failed = |source| StartError::Marks { volume: name.to_owned(), source };
+    let path = state.marks(name)?;
+    let (of, log, size) = (name.to_owned(), kept.log, store.geometry().size);
+    let found = task::blocking(move || Found::read(&of, log, size, marks::open_io(&path)?)).await;
+    let mut found = found.expect("reading marks does not panic").map_err(failed)?;
     let identity = store.identity();
-    if identity != clean.store {
-        warn!(
-            volume = name,
-            left = ?clean.store,
-            found = ?identity,
-            "the store is not as the last stop left it; comparing it in full"
-        );
-        return (Start::Resync { front: 0 }, None);
+    let left = kept.clean.as_ref().map(|clean| &clean.store);
+    if left.is_some_and(|left| *left != identity) {
+        warn!(volume = name, ?left, found = ?identity, "the store is not as the last stop left it; comparing it in full");
+    } else if !options.compare {
+        return Ok(found);
     }
-    match clean.front {
-        None => (Start::Current, Some(clean.entry)),
-        Some(front) => (Start::Resync { front }, Some(clean.entry)),
-    }
+    found.distrust().map_err(failed)?;
+    Ok(found)
 }
 
-fn remember_opened(state: &StateFolder, name: &str, volume: VolumeId) {
+/// Opens the log, or makes it anew; before that the marks take note of what is lost with the old one.
+async fn open_log(
+    config: &Config,
+    state: &StateFolder,
+    marks: impl Iterator<Item = &mut Found>,
+) -> Result<(writelog::Pool, writelog::Opened), StartError> {
+    let path = state.log();
+    let settings = writelog::Settings { size: config.log.size, volumes: config.volumes.len() as u32, discard: true };
+    let log = |source| StartError::Log { path: path.clone(), source };
+    let there = writelog::Pool::look(&path, settings).map_err(log)?;
+    for marks in marks {
+        let volume = marks.name().to_owned();
+        marks.log_found(there).map_err(|source| StartError::Marks { volume, source })?;
+    }
+    let dir = path.clone();
+    let opened = task::blocking(move || writelog::Pool::open(&dir, settings)).await;
+    opened.expect("opening the log does not panic").map_err(log)
+}
+
+fn remember_opened(state: &StateFolder, name: &str, volume: VolumeId, generation: Generation) {
     let remembered = state.volume(name).and_then(|mut kept| {
         kept.remote = Some(volume);
+        kept.generation = Some(generation);
         state.set_volume(name, &kept)
     });
     if let Err(error) = remembered {
@@ -334,31 +365,35 @@ async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) 
     let left = match (left, &running.clean) {
         (Some(left), _) => left,
         // The chain could not be reached, and nothing has happened since the last stop.
-        (None, Some(clean)) if running.volume.is_untouched() => Left { entry: clean.entry, front: clean.front },
+        (None, Some(clean)) if running.volume.is_untouched() => Left { entry: clean.entry },
         (None, _) => return false,
     };
     if !running.volume.is_settled() {
-        warn!(volume = name, "not everything was published; the volume will be compared in full");
+        warn!(volume = name, "not everything was published; what is hot will be read again");
         return false;
     }
     if running.store.geometry().abilities.flush
         && !running.store.geometry().abilities.read_only
         && let Err(error) = flush(running.store.as_ref()).await
     {
-        error!(volume = name, %error, "the store failed its last flush; it will be compared in full");
+        error!(volume = name, %error, "the store failed its last flush; what is hot will be read again");
         return false;
     }
     if !running.volume.is_settled() {
-        error!(volume = name, "the store came back while it was flushed; it will be compared in full");
+        error!(volume = name, "the store came back while it was flushed; what is hot will be read again");
         return false;
     }
-    let clean = Clean { entry: left.entry, front: left.front, store: running.store.identity() };
+    if !running.volume.settle_marks().await {
+        error!(volume = name, "the marks cannot be written; what they call hot is read again");
+        return false;
+    }
+    let clean = Clean { entry: left.entry, store: running.store.identity() };
     let marked =
         state.volume(name).and_then(|kept| state.set_volume(name, &VolumeState { clean: Some(clean), ..kept }));
     match marked {
         Ok(()) => true,
         Err(error) => {
-            error!(volume = name, %error, "the state folder cannot be written; the volume will be compared in full");
+            error!(volume = name, %error, "the state folder cannot be written");
             false
         }
     }
@@ -426,6 +461,8 @@ impl Watched {
             log: LogStatus { used: log.used_bytes(), size: log.capacity_bytes() },
             scanned: volume.size() - volume.scan_left(),
             total: volume.size(),
+            hot: volume.hot_bytes(),
+            reread: volume.reread(),
             uploaded: report.uploaded_bytes(),
             points: report.points(),
             last_error: report.last_error(),

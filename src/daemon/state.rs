@@ -4,7 +4,8 @@
 //! <state>/lock              held while a gateway runs
 //!         instance          id of this folder, for ever
 //!         sequence          high-water mark of the sequence
-//!         volumes/<name>    ids of its log and its remote copy; what a clean stop left
+//!         volumes/<name>    ids of its log and its remote copy; its store; what a clean stop left
+//!         marks/<name>      its region marks
 //!         log/              the write log (it holds customer data in clear: all is 0700 and 0600)
 //!         status.sock
 //! ```
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::Identity;
 use crate::format::{InstanceId, VolumeId};
-use crate::units::{EntryNumber, Timestamp};
+use crate::units::{EntryNumber, Generation, Timestamp};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -51,6 +52,12 @@ pub struct VolumeState {
     /// The remote volume that was open under the name last.
     #[serde(with = "hex_id::optional")]
     pub remote: Option<VolumeId>,
+    /// In which this gateway opened it; noted before anything is published in it.
+    #[serde(default)]
+    pub generation: Option<Generation>,
+    /// What is shadowed, as of the last start.
+    #[serde(default)]
+    pub store: Option<Identity>,
     pub clean: Option<Clean>,
 }
 
@@ -59,8 +66,6 @@ pub struct VolumeState {
 pub struct Clean {
     /// The newest entry of the chain.
     pub entry: EntryNumber,
-    /// The copy is complete before this byte; none if it is complete.
-    pub front: Option<u64>,
     /// The store after the last write.
     pub store: Identity,
 }
@@ -99,7 +104,7 @@ pub struct Glance {
     pub instance: Option<InstanceId>,
     /// The remote volume that was open under the name last.
     pub remote: Option<VolumeId>,
-    /// Name of the store that a clean stop left.
+    /// Name of the store that was shadowed last.
     pub store: Option<String>,
 }
 
@@ -113,7 +118,7 @@ pub fn glance(path: &Path, name: &str) -> Result<Glance, StateError> {
     Ok(Glance {
         instance: instance.map_err(|_| damaged(&instance_path))?,
         remote: volume.as_ref().and_then(|volume| volume.remote),
-        store: volume.and_then(|volume| volume.clean).map(|clean| clean.store.name),
+        store: volume.and_then(|volume| volume.store).map(|store| store.name),
     })
 }
 
@@ -156,6 +161,14 @@ impl StateFolder {
         self.path.join("log")
     }
 
+    /// Where a volume's region marks lie.
+    pub fn marks(&self, name: &str) -> Result<PathBuf, StateError> {
+        let folder = self.path.join("marks");
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(io_error("make the folder", &folder))?;
+        Ok(folder.join(name))
+    }
+
     /// The durable high-water mark of the sequence; without one, a number above any that could have been used.
     pub fn sequence(&self, now: Timestamp) -> Result<u64, StateError> {
         let path = self.path.join("sequence");
@@ -175,7 +188,8 @@ impl StateFolder {
         match read(&path)? {
             Some(text) => serde_json::from_str(&text).map_err(|_| StateError::Damaged { path }),
             None => {
-                let state = VolumeState { log: VolumeId(random()?), remote: None, clean: None };
+                let state =
+                    VolumeState { log: VolumeId(random()?), remote: None, generation: None, store: None, clean: None };
                 self.set_volume(name, &state)?;
                 Ok(state)
             }
@@ -245,8 +259,10 @@ mod tests {
         let state = folder.volume("disk0").unwrap();
         assert!(state.clean.is_none() && state.remote.is_none());
         let store = Identity { name: "file:1:2".into(), size: 7, modified: Some(-1) };
-        let clean = Clean { entry: EntryNumber(5), front: Some(9), store };
-        let changed = VolumeState { remote: Some(state.log), clean: Some(clean), ..state };
+        let clean = Clean { entry: EntryNumber(5), store: store.clone() };
+        let generation = Some(Generation(3));
+        let changed =
+            VolumeState { remote: Some(state.log), generation, store: Some(store), clean: Some(clean), ..state };
         folder.set_volume("disk0", &changed).unwrap();
         folder.set_sequence(42).unwrap();
         let instance = folder.instance();

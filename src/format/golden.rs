@@ -235,7 +235,8 @@ fn a_record_header_is_as_pinned() {
 #[test]
 fn every_op_of_the_log_keeps_its_number() {
     let place = RecordPlace { log: LogId([0; 16]), epoch: 0, lap: 0, position: 0 };
-    let ops = [LogOp::Write, LogOp::Zero, LogOp::Trim, LogOp::Ahead, LogOp::ReadBack, LogOp::Unreadable, LogOp::Scan];
+    use LogOp::{Ahead, Heartbeat, ReadBack, Scan, Trim, Unreadable, Void, Write, Zero};
+    let ops = [Write, Zero, Trim, Ahead, ReadBack, Unreadable, Scan, Void, Heartbeat];
     for (number, op) in (1..).zip(ops) {
         let (index, sequence, payload) = (LogIndex(1), Sequence(1), if op.has_payload() { 512 } else { 0 });
         let header = RecordHeader { index, sequence, op, offset: 0, length: 512, payload, payload_crc: 0 };

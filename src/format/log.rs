@@ -8,14 +8,15 @@
 //! segment header, one page of 4096           record header, 80
 //!    0  8  magic "umbralog"                   0  4  magic "uwr1"
 //!    8  2  version 1                          4  1  op: 1 write, 2 zero, 3 trim, 4 ahead, 5 read-back,
-//!   10  6  zero                                     6 unreadable, 7 scan
+//!   10  6  zero                                     6 unreadable, 7 scan, 8 void, 9 heartbeat
 //!   16 16  log                                5  3  zero
 //!   32 16  volume id                          8  8  log, its halves xored
 //!   48  8  log epoch                         16  8  log epoch
 //!   56  8  lap                               24  8  lap of the segment
 //!   64  8  first log index                   32  8  log index
 //!   72     zero                              40  8  sequence
-//! 4092  4  CRC-32C of all before it          48  8  offset in the volume, bytes
+//! 4092  4  CRC-32C of all before it          48  8  offset in the volume, bytes; of a void the index that it
+//!                                                   takes back, of a heartbeat its count
 //!                                            56  8  length, bytes
 //!                                            64  4  position of this header in its segment, bytes
 //!                                            68  4  payload, bytes
@@ -90,6 +91,10 @@ pub enum LogOp {
     Unreadable,
     /// A scan read the range at this index; its data went to the remote without the log; no payload.
     Scan,
+    /// The change of an earlier index, which stands in `offset`, was refused by the store: it did nothing. No payload.
+    Void,
+    /// The marks' heartbeat, which stands in `offset`. No payload.
+    Heartbeat,
 }
 
 /// A record header without the fields that say where it lies.
@@ -114,8 +119,17 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 impl LogOp {
-    const ALL: [Self; 7] =
-        [Self::Write, Self::Zero, Self::Trim, Self::Ahead, Self::ReadBack, Self::Unreadable, Self::Scan];
+    const ALL: [Self; 9] = [
+        Self::Write,
+        Self::Zero,
+        Self::Trim,
+        Self::Ahead,
+        Self::ReadBack,
+        Self::Unreadable,
+        Self::Scan,
+        Self::Void,
+        Self::Heartbeat,
+    ];
 
     fn byte(self) -> u8 {
         self as u8 + 1

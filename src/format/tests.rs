@@ -237,7 +237,8 @@ fn one_form<R: Record>(bytes: &[u8]) {
 const PLACE: RecordPlace = RecordPlace { log: LogId(*b"log 9, of random"), epoch: 3, lap: 44, position: 4096 };
 
 fn header(dice: &mut Dice) -> RecordHeader {
-    let ops = [LogOp::Write, LogOp::ReadBack, LogOp::Zero, LogOp::Trim, LogOp::Ahead, LogOp::Unreadable, LogOp::Scan];
+    use LogOp::{Ahead, Heartbeat, ReadBack, Scan, Trim, Unreadable, Void, Write, Zero};
+    let ops = [Write, ReadBack, Zero, Trim, Ahead, Unreadable, Scan, Void, Heartbeat];
     let op = ops[dice.roll(7) as usize];
     let length = 1 + dice.roll(100_000);
     let (payload, payload_crc) =

@@ -31,6 +31,11 @@ impl RegionSet {
         self.words.resize(self.regions.div_ceil(64) as usize, 0);
     }
 
+    /// The empty set over the same volume.
+    pub fn emptied(&self) -> Self {
+        Self { words: vec![0; self.words.len()], regions: self.regions, members: 0 }
+    }
+
     /// How many regions are in the set.
     pub fn len(&self) -> u64 {
         self.members
@@ -56,6 +61,12 @@ impl RegionSet {
         self.remove_regions(start..end);
     }
 
+    /// Adds every region that the bytes touch and that is in none of two other sets over the same volume.
+    pub fn insert_except(&mut self, span: Span, one: &Self, other: &Self) {
+        let (start, end) = self.touched(span);
+        self.update_at(start..end, |at, word, bits| *word |= bits & !one.words[at] & !other.words[at]);
+    }
+
     /// Adds regions by their numbers; what is beyond the volume's end is left out.
     pub fn insert_regions(&mut self, run: Range<u64>) {
         self.update(run, |word, bits| *word |= bits);
@@ -67,14 +78,19 @@ impl RegionSet {
     }
 
     fn update(&mut self, run: Range<u64>, change: impl Fn(&mut u64, u64)) {
+        self.update_at(run, |_, word, bits| change(word, bits));
+    }
+
+    fn update_at(&mut self, run: Range<u64>, change: impl Fn(usize, &mut u64, u64)) {
         let (mut region, end) = (run.start, run.end.min(self.regions));
         while region < end {
             let bit = region % 64;
             let count = (64 - bit).min(end - region);
             let bits = (u64::MAX >> (64 - count)) << bit;
-            let word = &mut self.words[(region / 64) as usize];
+            let at = (region / 64) as usize;
+            let word = &mut self.words[at];
             let before = word.count_ones();
-            change(word, bits);
+            change(at, word, bits);
             self.members = self.members + u64::from(word.count_ones()) - u64::from(before);
             region += count;
         }
@@ -146,6 +162,32 @@ impl RegionSet {
             self.members = self.members + u64::from(word.count_ones()) - u64::from(self.words[at].count_ones());
             self.words[at] = word;
         }
+    }
+
+    /// Adds all regions of a set over the same volume.
+    pub fn add(&mut self, other: &Self) {
+        self.combine(other, |word, other| *word |= other);
+    }
+
+    /// Removes all regions of a set over the same volume.
+    pub fn subtract(&mut self, other: &Self) {
+        self.combine(other, |word, other| *word &= !other);
+    }
+
+    /// Removes every region.
+    pub fn clear(&mut self) {
+        self.words.fill(0);
+        self.members = 0;
+    }
+
+    fn combine(&mut self, other: &Self, change: impl Fn(&mut u64, u64)) {
+        debug_assert_eq!(self.regions, other.regions);
+        let mut members = 0;
+        for (word, other) in self.words.iter_mut().zip(&other.words) {
+            change(word, *other);
+            members += u64::from(word.count_ones());
+        }
+        self.members = members;
     }
 
     fn touched(&self, span: Span) -> (u64, u64) {

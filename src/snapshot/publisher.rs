@@ -35,7 +35,7 @@ use crate::format::entry::{EntryKind, ScanCursor, Slice};
 use crate::format::names::VolumeName;
 use crate::format::{Keys, ObjectRef, VolumeId};
 use crate::remote::Remote;
-use crate::units::{EntryNumber, LogIndex};
+use crate::units::{EntryNumber, Generation, LogIndex};
 use crate::volume::{Cut, Sequences, State, Volume};
 
 /// A draft at most this often: each closes the scan's pack, and nobody restores from it.
@@ -59,8 +59,8 @@ pub struct Parts {
     pub remote: Remote,
     pub name: VolumeName,
     pub opening: Opening,
-    /// The entry that a clean stop left as the newest; the volume was started as current because of it.
-    pub expected: Option<EntryNumber>,
+    /// What the chain is expected to be as the last run left it.
+    pub expected: Expected,
     pub epoch: Duration,
     /// Bytes per second that a scan reads; none is no limit.
     pub scan_rate: Option<NonZeroU64>,
@@ -69,16 +69,24 @@ pub struct Parts {
     /// Shared by all volumes.
     pub memory: Memory,
     pub report: Arc<Report>,
-    /// Called when the chain has been opened.
-    pub opened: Box<dyn FnOnce(VolumeId) + Send>,
+    /// Called when the chain has been opened, and all that this told of it is durable.
+    pub opened: Box<dyn FnOnce(VolumeId, Generation) + Send>,
 }
 
-/// What a clean stop left: the store equals the newest entry's content before `front`, and need not after it.
+/// What the last run knew of the chain. If it is otherwise, somebody else has published, or this is an older state
+/// than the last: then nothing that is marked or logged says what the chain does not show.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// The newest entry, after a clean stop.
+    pub entry: Option<EntryNumber>,
+    /// Of the last gateway that published, after any stop; none for the first start.
+    pub generation: Option<Generation>,
+}
+
+/// What a clean stop left: the newest entry shows everything but what is still hot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Left {
     pub entry: EntryNumber,
-    /// None if the copy is complete.
-    pub front: Option<u64>,
 }
 
 /// Why publishing ended for good.
@@ -110,7 +118,11 @@ pub struct Publisher {
     levels: [Vec<ObjectRef>; 4],
     /// The newest entry's content is a draft, or there is none: a point is owed.
     draft: bool,
+    /// A scan has ended, and no point says so yet.
+    scanned: bool,
     newest: EntryNumber,
+    /// The newest that an entry has.
+    heartbeat: u64,
     last_entry: Instant,
     /// When the last resync began.
     resynced: Option<Instant>,
@@ -195,7 +207,6 @@ impl Publisher {
             }
         };
         report.reached();
-        opened(chain.volume());
         let newest = chain.newest().clone();
         let found = newest.parent;
         if let Ok(point) = chain.reader().find(At::Latest).await {
@@ -204,11 +215,17 @@ impl Publisher {
         let behind = newest.sequence > sequences.newest();
         sequences.raise_above(newest.sequence);
         let elsewhere = chain.volume() != opening.known.unwrap_or(chain.volume());
-        let unexpected = expected.is_some_and(|expected| expected != found || elsewhere);
-        if unexpected || behind {
-            warn!(volume = %name, newest = %found, "the chain is not as the last stop left it; comparing everything");
-            volume.distrust_base();
+        let entry_differs = expected.entry.is_some_and(|entry| entry != found);
+        // Of its own an instance knows the generation before it publishes in it.
+        let known = |(instance, generation)| instance == opening.instance && Some(generation) <= expected.generation;
+        let generation_differs = chain.before().is_some_and(|before| !known(before));
+        if entry_differs || generation_differs || behind || elsewhere {
+            warn!(volume = %name, newest = %found, "the chain is not as the last run left it; comparing everything");
+            volume.distrust_base().await;
+        } else {
+            volume.chain_shows(newest.sequence, newest.heartbeat).await;
         }
+        opened(chain.volume(), chain.generation());
         let keys = chain.keys().clone();
         let numbers = Arc::new(ObjectNumbers::new(newest.generation));
         let uploader = Uploader::new(remote.clone(), memory, report.clone());
@@ -225,7 +242,9 @@ impl Publisher {
             front: 0,
             levels: below(&newest.own, &newest.levels),
             draft: newest.draft || found.0 == 0,
+            scanned: false,
             newest: newest.number,
+            heartbeat: newest.heartbeat,
             last_entry: Instant::now(),
             resynced: None,
             resync_pause: RESYNC_PAUSE_MIN,
@@ -275,20 +294,25 @@ impl Publisher {
     fn is_due(&self) -> bool {
         let since = self.last_entry.elapsed();
         match self.volume.state() {
-            State::Shadowing if self.draft || self.scan.is_some() => true,
+            State::Shadowing if self.draft || self.scanned || self.scan.is_some() => true,
             State::Shadowing => since >= self.epoch,
             State::Resyncing => {
                 let log = self.volume.log();
                 since >= self.epoch.max(DRAFT_EVERY)
                     || (since >= self.epoch && log.used_bytes() * 2 > log.capacity_bytes())
             }
-            State::Overflowed => true,
+            State::Overflowed | State::Replaying => true,
+            State::Untracked => self.volume.heartbeat() > (self.heartbeat, true),
             State::Fenced => false,
         }
     }
 
     /// Publishes what there is to say, if anything; ends an overflow when that is done.
     async fn step(&mut self, leaving: bool) -> Result<(), End> {
+        self.warn_of_marks().await?;
+        if self.volume.state() == State::Untracked {
+            return Ok(());
+        }
         let cut = self.volume.cut();
         self.seal_scan(leaving).await?;
         let news = cut.index > self.volume.published().index || !self.scan_packs.is_empty();
@@ -298,20 +322,30 @@ impl Publisher {
         // an overflow does. Without news an overflowed volume is no longer what its last cut says.
         let whole = shadowing || (news && !self.draft && self.scan_packs.is_empty());
         let exact = self.volume.is_exact(cut) && self.scan.is_none() && whole;
-        let owed = exact && shadowing && (self.draft || self.last_entry.elapsed() >= IDLE_POINT_EVERY);
-        if exact || leaving || !self.scan_packs.is_empty() || self.volume.says_something(cut.index) {
-            if news || owed || leaving {
-                self.publish(cut, exact, leaving).await?;
-            }
+        let idle = self.last_entry.elapsed() >= IDLE_POINT_EVERY;
+        let owed = exact && shadowing && (self.draft || self.scanned || idle);
+        let says_something = !self.scan_packs.is_empty() || self.volume.says_something(cut.index);
+        if says_something || owed || leaving || (exact && cut.sequence > self.volume.published().sequence) {
+            self.publish(cut, exact, leaving).await?;
         } else if news {
-            // A draft that says nothing is not worth an entry.
-            self.volume.set_published(cut, false);
+            // What changes nothing is not worth an entry.
+            self.volume.set_published(cut, exact);
         }
         let pausing = self.resynced.is_some_and(|resynced| resynced.elapsed() < self.resync_pause);
         if self.scan.is_none() && self.scan_packs.is_empty() && !pausing && self.volume.resync_if_drained() {
             self.resynced = Some(Instant::now());
             self.resync_pause = (self.resync_pause * 2).min(RESYNC_PAUSE_MAX);
             info!(volume = self.volume.name(), "what was logged is published; resyncing what was not");
+        }
+        Ok(())
+    }
+
+    /// If the marks may be wrong, the chain is told so before anything else.
+    async fn warn_of_marks(&mut self) -> Result<(), End> {
+        let (heartbeat, ahead) = self.volume.heartbeat();
+        if ahead && heartbeat > self.heartbeat {
+            let newest = self.chain.newest().clone();
+            self.put_entry(Proposal::repeating(&newest, EntryKind::Untracked, newest.time)).await?;
         }
         Ok(())
     }
@@ -323,7 +357,7 @@ impl Publisher {
             Some(sealed) => sealed?,
             // Cannot happen while the scanner's task lives; what it read is lost, so everything is compared again.
             None => {
-                self.volume.distrust_base();
+                self.volume.distrust_base().await;
                 Sealed { over: true, ..Sealed::default() }
             }
         };
@@ -331,6 +365,7 @@ impl Publisher {
         self.front = front;
         if over {
             self.scan = None;
+            self.scanned = true;
         }
         Ok(())
     }
@@ -374,6 +409,7 @@ impl Publisher {
         self.last_entry = Instant::now();
         self.scan_packs.clear();
         if exact {
+            self.scanned = false;
             self.resync_pause = RESYNC_PAUSE_MIN;
             self.report.published_point(NewestPoint { number: entry.number, time: entry.time });
         }
@@ -440,9 +476,11 @@ impl Publisher {
     async fn put_entry(&mut self, proposal: Proposal) -> Result<Arc<crate::format::entry::Entry>, End> {
         let mut pause = RETRY_MIN;
         loop {
+            self.chain.set_heartbeat(self.volume.heartbeat().0);
             match self.chain.publish(proposal.clone()).await {
                 Ok(published) => {
                     self.report.reached();
+                    self.heartbeat = published.entry.heartbeat;
                     return Ok(published.entry);
                 }
                 Err(error @ (PublishError::Fenced(_) | PublishError::Entry { .. })) => {
@@ -464,17 +502,11 @@ impl Publisher {
         // First, so that the last cut covers all that the scan read.
         self.seal_scan(true).await?;
         // Read-backs may still be under way.
-        while matches!(self.volume.state(), State::Resyncing | State::Shadowing) && !self.volume.is_quiet() {
+        while self.volume.state().logs() && !self.volume.is_quiet() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.step(true).await?;
-        let complete = self.volume.is_settled();
-        let front = match self.volume.state() {
-            State::Shadowing if complete && !self.draft => None,
-            State::Resyncing if complete => Some(self.volume.scan_front()),
-            _ => return Ok(None),
-        };
-        Ok(Some(Left { entry: self.newest, front }))
+        Ok(self.volume.is_settled().then_some(Left { entry: self.newest }))
     }
 }
 

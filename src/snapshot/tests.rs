@@ -1,7 +1,7 @@
 //! A volume with its publisher over simulated neighbours: what is published equals what the store holds.
 
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use object_store::path::Path;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::publisher::{self, Left, Parts};
+use super::publisher::{self, Expected, Left, Parts};
 use super::status::Report;
 use super::upload::Memory;
 use crate::chain::resolve::{Content, Resolver};
@@ -24,9 +24,10 @@ use crate::format::names::VolumeName;
 use crate::format::{InstanceId, Void, VolumeId};
 use crate::remote::faulty::{Call, FaultyStore};
 use crate::remote::{Limits, Remote};
-use crate::units::{BLOCK, Block, EntryNumber, KIB, LogIndex, MIB, SECTOR, Span, Timestamp};
-use crate::volume::{Sequences, Start, State, Volume};
-use crate::writelog;
+use crate::units::{BLOCK, Block, EntryNumber, Generation, KIB, MIB, REGION, SECTOR, Span, Timestamp};
+use crate::volume::boot::Found;
+use crate::volume::{Pace, Sequences, Settings, State, Volume};
+use crate::{marks, writelog};
 
 /// Long enough for anything that happens at all.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,6 +43,8 @@ struct World {
     instance: u8,
     scan_rate: Option<NonZeroU64>,
     sequences: Arc<Sequences>,
+    /// In which the chain was opened last.
+    generation: Arc<Mutex<Option<Generation>>>,
 }
 
 /// A gateway of one volume.
@@ -61,27 +64,52 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let sequences = Arc::new(Sequences::above(1 << 50));
         sequences.reserved_through(u64::MAX);
-        Self { store, bucket, remote, folder, log_size: 256 * MIB, instance: 1, scan_rate: None, sequences }
+        Self {
+            store,
+            bucket,
+            remote,
+            folder,
+            log_size: 256 * MIB,
+            instance: 1,
+            scan_rate: None,
+            sequences,
+            generation: Arc::default(),
+        }
     }
 
     fn name() -> VolumeName {
         "disk0".parse().unwrap()
     }
 
-    async fn start(&self, start: Start, expected: Option<EntryNumber>) -> Gateway {
+    /// After whatever end the last one had.
+    async fn start(&self) -> Gateway {
+        self.start_expecting(None).await
+    }
+
+    /// After a stop that left this entry as the newest.
+    async fn start_expecting(&self, entry: Option<EntryNumber>) -> Gateway {
         let settings = writelog::Settings { size: self.log_size, volumes: 1, discard: true };
+        let path = self.folder.path().join("log");
         // The log's thread of an earlier gateway may still be on its way out.
-        let pool = loop {
-            match writelog::Pool::open(&self.folder.path().join("log"), settings) {
-                Ok((pool, _)) => break pool,
+        let there = loop {
+            match writelog::Pool::look(&path, settings) {
+                Ok(there) => break there,
                 Err(writelog::OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
                 Err(error) => panic!("{error}"),
             }
         };
-        let log = pool.volume(VolumeId([9; 16]), writelog::Start::Empty(LogIndex(1))).unwrap();
+        let marks = marks::open_io(&self.folder.path().join("marks")).unwrap();
+        let mut found = Found::read("disk0", VolumeId([9; 16]), self.store.geometry().size, marks).unwrap();
+        found.log_found(there).unwrap();
+        let (pool, opened) = writelog::Pool::open(&path, settings).unwrap();
+        let start = found.start(&pool, opened, entry.is_some()).unwrap();
         let clock = Clock::system();
         let sequences = self.sequences.clone();
-        let volume = Volume::new("disk0", self.store.clone(), log, sequences.clone(), false, start);
+        let quick = Duration::from_millis(100);
+        let pace = Pace { look: quick, generation: quick, beat: quick };
+        let settings = Settings { pace, ..Settings::default() };
+        let volume = Volume::new("disk0", self.store.clone(), sequences.clone(), settings, start);
+        let expected = Expected { entry, generation: *self.generation.lock().unwrap() };
         let report = Arc::new(Report::new("disk0"));
         let (stop, stopping) = watch::channel(false);
         let opening = Opening {
@@ -105,7 +133,10 @@ impl World {
             sequences,
             memory: Memory::default(),
             report: report.clone(),
-            opened: Box::new(|_| {}),
+            opened: {
+                let generation = self.generation.clone();
+                Box::new(move |_, opened| *generation.lock().unwrap() = Some(opened))
+            },
         };
         let publisher = tokio::spawn(publisher::run(parts, stopping));
         Gateway { volume, report, stop, publisher, _pool: pool }
@@ -207,6 +238,17 @@ impl Gateway {
         }
     }
 
+    /// Waits until nothing would be read again after a crash.
+    async fn until_cold(&self) {
+        let cold = async {
+            while self.volume.hot_bytes() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let cooled = tokio::time::timeout(PATIENCE, cold).await;
+        cooled.unwrap_or_else(|_| panic!("{} bytes stay hot", self.volume.hot_bytes()));
+    }
+
     async fn until(&self, state: State) {
         let reached = async {
             while self.volume.state() != state {
@@ -218,7 +260,12 @@ impl Gateway {
 
     async fn leave(self) -> Option<Left> {
         self.stop.send_replace(true);
-        tokio::time::timeout(PATIENCE, self.publisher).await.expect("a stop ends").unwrap()
+        let left = tokio::time::timeout(PATIENCE, self.publisher).await.expect("a stop ends").unwrap();
+        if left.is_some() {
+            self.volume.flush().await.unwrap();
+            assert!(self.volume.settle_marks().await);
+        }
+        left
     }
 
     /// As a crash would: nothing more is published.
@@ -284,7 +331,7 @@ async fn a_first_copy_under_load_ends_in_a_point_that_equals_the_store() {
     for offset in [0, 5 * MIB, 9 * MIB + 512, 20 * MIB] {
         world.store.write(offset, random.bytes(2 * MIB as usize), false).await.unwrap();
     }
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     load(&gateway.volume, 2, 8, 150).await;
     gateway.settled().await;
     world.assert_current().await;
@@ -292,7 +339,6 @@ async fn a_first_copy_under_load_ends_in_a_point_that_equals_the_store() {
     gateway.settled().await;
     world.assert_current().await;
     let left = gateway.leave().await.expect("a clean stop");
-    assert_eq!(left.front, None);
     let last = world.newest_point().await;
     assert_eq!((last.number, last.leaving), (left.entry, true));
 }
@@ -301,12 +347,12 @@ async fn a_first_copy_under_load_ends_in_a_point_that_equals_the_store() {
 async fn after_a_clean_stop_nothing_is_compared_and_after_a_crash_only_what_differs_is_uploaded() {
     let world = World::new(SIZE);
     world.store.write(0, Random(7).bytes(8 * MIB as usize), false).await.unwrap();
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     let left = gateway.leave().await.expect("a clean stop");
 
     let reads = world.store.calls(Kind::Read);
-    let gateway = world.start(Start::Current, Some(left.entry)).await;
+    let gateway = world.start_expecting(Some(left.entry)).await;
     gateway.volume.write(3 * MIB, Random(8).bytes(4096), false).await.unwrap();
     gateway.settled().await;
     assert_eq!(world.store.calls(Kind::Read), reads, "a clean start read the store");
@@ -315,7 +361,7 @@ async fn after_a_clean_stop_nothing_is_compared_and_after_a_crash_only_what_diff
     gateway.volume.write(4 * MIB, Random(9).bytes(4096), false).await.unwrap();
     gateway.die().await;
 
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     world.assert_current().await;
     let uploaded = gateway.report.uploaded_bytes();
@@ -324,15 +370,69 @@ async fn after_a_clean_stop_nothing_is_compared_and_after_a_crash_only_what_diff
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_costs_the_hot_regions_and_the_log_covers_the_others() {
+    let world = World::new(256 * MIB);
+    world.store.write(0, Random(7).bytes(200 * MIB as usize), false).await.unwrap();
+    let gateway = world.start().await;
+    gateway.settled().await;
+    gateway.until_cold().await;
+    // Logged, flushed and cooled while the remote is away: only the log and the marks know of it.
+    world.bucket.every(Call::Create, "", crate::remote::faulty::Fault::Status(503));
+    let diverged = [5, 27, 55].map(|region| region * REGION + 4096);
+    for offset in diverged {
+        gateway.volume.write(offset, Random(offset).bytes(8192), false).await.unwrap();
+    }
+    gateway.until_cold().await;
+    gateway.volume.write(40 * REGION, Random(3).bytes(4096), false).await.unwrap();
+    let hot = gateway.volume.hot_bytes();
+    assert!((REGION..=16 * REGION).contains(&hot), "{hot} bytes are hot");
+    gateway.die().await;
+
+    world.bucket.heal();
+    // The store forgets what was not flushed, and the log does not.
+    world.store.inner().write(40 * REGION, Random(4).bytes(4096), false).await.unwrap();
+    let gateway = world.start().await;
+    assert_eq!(gateway.volume.state(), State::Replaying);
+    load(&gateway.volume, 1, 2, 20).await;
+    gateway.settled().await;
+    world.assert_current().await;
+    let (reread, changed) = (gateway.volume.reread(), 40 * 2 * REGION);
+    assert!(reread <= hot + changed, "{reread} bytes were read again, and {hot} were hot");
+    gateway.die().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_log_covered_is_read_again() {
+    let world = World::new(256 * MIB);
+    let gateway = world.start().await;
+    gateway.settled().await;
+    gateway.until_cold().await;
+    world.bucket.every(Call::Create, "", crate::remote::faulty::Fault::Status(503));
+    gateway.volume.write(5 * REGION, Random(1).bytes(8192), false).await.unwrap();
+    gateway.until_cold().await;
+    gateway.die().await;
+    world.bucket.heal();
+    let segments = std::fs::read_dir(world.folder.path().join("log")).unwrap();
+    for segment in segments.map(|entry| entry.unwrap().path()) {
+        std::fs::remove_file(segment).unwrap();
+    }
+    let gateway = world.start().await;
+    gateway.settled().await;
+    world.assert_current().await;
+    assert!((1..=REGION).contains(&gateway.volume.reread()), "{} bytes were read again", gateway.volume.reread());
+    gateway.die().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_that_went_on_elsewhere_makes_a_clean_start_compare() {
     let world = World::new(SIZE);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.volume.write(0, Random(7).bytes(4096), false).await.unwrap();
     gateway.settled().await;
     let left = gateway.leave().await.expect("a clean stop");
     // The store changes while the mark that says otherwise names an entry that is not the newest.
     world.store.write(MIB, Random(8).bytes(4096), false).await.unwrap();
-    let gateway = world.start(Start::Current, Some(EntryNumber(left.entry.0 - 1))).await;
+    let gateway = world.start_expecting(Some(EntryNumber(left.entry.0 - 1))).await;
     while gateway.report.points() == 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -346,24 +446,27 @@ async fn a_stop_in_the_middle_of_a_first_copy_goes_on_where_it_was() {
     let world = World::new(64 * MIB);
     world.store.write(0, Random(7).bytes(60 * MIB as usize), false).await.unwrap();
     world.store.inject(Fault::delay(Kind::Read, Duration::from_millis(30)));
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     while gateway.volume.scan_front() < 8 * MIB {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     gateway.volume.write(MIB, Random(8).bytes(4096), false).await.unwrap();
     gateway.volume.write(62 * MIB, Random(8).bytes(4096), false).await.unwrap();
+    let volume = gateway.volume.clone();
     let left = gateway.leave().await.expect("a clean stop");
-    let front = left.front.expect("the copy is not complete");
+    let front = volume.scan_front();
+    assert_eq!(volume.hot_bytes(), 64 * MIB - front / REGION * REGION, "all that was not scanned, and no more");
+    drop(volume);
     assert!((8 * MIB..60 * MIB).contains(&front), "{front}");
     let newest = world.entries().await.pop().unwrap();
     assert_eq!((newest.kind, newest.number, newest.leaving), (EntryKind::Draft, left.entry, true));
 
     world.store.heal();
     let reads = world.store.calls(Kind::Read);
-    let gateway = world.start(Start::Resync { front }, Some(left.entry)).await;
+    let gateway = world.start_expecting(Some(left.entry)).await;
     gateway.settled().await;
     let read = world.store.calls(Kind::Read) - reads;
-    assert!(read <= (64 * MIB - front) / MIB, "{read} reads for what was left");
+    assert!(read <= (64 * MIB - front / REGION * REGION) / MIB, "{read} reads for what was left");
     world.assert_current().await;
     gateway.die().await;
 }
@@ -371,7 +474,7 @@ async fn a_stop_in_the_middle_of_a_first_copy_goes_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_write_shows_in_points_as_what_the_store_holds() {
     let world = World::new(SIZE);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.volume.write(0, Random(1).bytes(256 * KIB as usize), false).await.unwrap();
     gateway.settled().await;
     let eio = DiskError::Io(Errno::EIO);
@@ -390,7 +493,7 @@ async fn a_failed_write_shows_in_points_as_what_the_store_holds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_point_lies_between_a_failed_write_and_its_read_back() {
     let world = World::new(SIZE);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     let before = world.newest_point().await;
     let gate = Gate::new();
@@ -412,7 +515,7 @@ async fn no_point_lies_between_a_failed_write_and_its_read_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_store_cannot_read_back_is_unreadable_in_points_and_stops_nothing() {
     let world = World::new(SIZE);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     let eio = DiskError::Io(Errno::EIO);
     let bad = Span::at(128 * KIB, 4096);
@@ -428,7 +531,7 @@ async fn what_the_store_cannot_read_back_is_unreadable_in_points_and_stops_nothi
     assert_same(&bytes, &world.store_bytes().await, &unreadable);
     // A first copy of the same store finds the same range, and no more.
     gateway.die().await;
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     let (_, _, unreadable) = world.content(world.newest_point().await.as_ref(), None).await;
     assert_eq!(unreadable, [bad]);
@@ -439,7 +542,7 @@ async fn what_the_store_cannot_read_back_is_unreadable_in_points_and_stops_nothi
 async fn a_full_log_costs_no_client_anything_and_is_followed_by_a_resync() {
     let mut world = World::new(256 * MIB);
     world.log_size = 128 * MIB;
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     let gate_key = "packs/";
     world.bucket.every(Call::Create, gate_key, crate::remote::faulty::Fault::Status(503));
@@ -459,7 +562,7 @@ async fn a_full_log_costs_no_client_anything_and_is_followed_by_a_resync() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_lost_is_compared_in_full() {
     let world = World::new(SIZE);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     load(&gateway.volume, 1, 4, 30).await;
     gateway.settled().await;
     // It forgets what was not flushed, and says only that it was away.
@@ -488,7 +591,7 @@ async fn a_store_that_was_lost_is_compared_in_full() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_flush_makes_everything_suspect() {
     let world = World::new(SIZE);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.volume.write(0, Random(3).bytes(4096), false).await.unwrap();
     gateway.settled().await;
     world.store.inject(Fault::instead(Kind::Flush, DiskError::Io(Errno::EIO)).once());
@@ -503,7 +606,7 @@ async fn a_failed_flush_makes_everything_suspect() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_slice_is_the_volume_after_a_prefix_of_the_writes() {
     let world = World::new(4 * MIB);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     let base = world.newest_point().await;
     // One client at depth 1: write n fills its place with n, over the same few blocks again and again.
@@ -546,7 +649,7 @@ async fn every_slice_is_the_volume_after_a_prefix_of_the_writes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_gateway_fences_the_first_which_goes_on_serving() {
     let mut world = World::new(SIZE);
-    let first = world.start(Start::Resync { front: 0 }, None).await;
+    let first = world.start().await;
     first.settled().await;
     world.instance = 2;
     let entry = world.newest_point().await;
@@ -576,7 +679,7 @@ async fn a_second_gateway_fences_the_first_which_goes_on_serving() {
 async fn a_remote_that_fails_and_forgets_its_answers_costs_lag_and_nothing_else() {
     let world = World::new(SIZE);
     world.bucket.seeded(17, 4);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     load(&gateway.volume, 2, 8, 100).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     world.bucket.heal();
@@ -589,7 +692,7 @@ async fn a_remote_that_fails_and_forgets_its_answers_costs_lag_and_nothing_else(
 async fn a_store_that_is_away_is_not_unreadable() {
     let world = World::new(SIZE);
     world.store.write(0, Random(7).bytes(8 * MIB as usize), false).await.unwrap();
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     let away = DiskError::Refused(Errno::ESHUTDOWN);
     for kind in [Kind::Read, Kind::Write, Kind::Extents] {
@@ -616,7 +719,7 @@ async fn no_client_waits_for_a_remote_that_goes_away_during_a_first_copy() {
     for megabyte in 0..64 {
         world.store.write(megabyte * MIB, Random(megabyte).bytes(MIB as usize), false).await.unwrap();
     }
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     while gateway.volume.scan_front() < 4 * MIB {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -636,7 +739,7 @@ async fn no_client_waits_for_a_remote_that_goes_away_during_a_first_copy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_rots_is_replaced_by_what_the_store_holds() {
     let world = World::new(SIZE);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     let before = world.newest_point().await;
     // The next entry waits, so that what is logged meanwhile is read back from the log's files.
@@ -682,17 +785,17 @@ async fn a_scan_reads_no_faster_than_it_may() {
     let mut world = World::new(64 * MIB);
     world.store.write(0, Random(7).bytes(64 * MIB as usize), false).await.unwrap();
     world.scan_rate = NonZeroU64::new(MIB);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let front = gateway.volume.scan_front();
     assert!(front <= 8 * MIB, "{front} bytes were read in two seconds");
-    assert!(gateway.leave().await.expect("a clean stop").front.is_some());
+    gateway.leave().await.expect("a clean stop");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lists_stay_short_and_old_points_stay_what_they_were() {
     let world = World::new(SIZE);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gateway.settled().await;
     let mut random = Random(3);
     let mut middle = None;
@@ -716,7 +819,11 @@ async fn lists_stay_short_and_old_points_stay_what_they_were() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_is_untouched_until_its_first_change() {
     let world = World::new(SIZE);
-    let gateway = world.start(Start::Current, None).await;
+    let gateway = world.start().await;
+    assert!(!gateway.volume.is_untouched(), "a first copy is under way");
+    gateway.settled().await;
+    let left = gateway.leave().await.expect("a clean stop");
+    let gateway = world.start_expecting(Some(left.entry)).await;
     assert!(gateway.volume.is_untouched());
     gateway.volume.read(0, 512).await.unwrap();
     gateway.volume.flush().await.unwrap();
@@ -734,7 +841,7 @@ async fn no_point_is_made_without_the_last_piece_of_a_scan() {
     }
     let gate = Gate::new();
     world.store.inject(Fault::hold(Kind::Read, &gate).at(Span::at(23 * MIB, 4096)).once());
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     gate.arrived(1).await;
     // All other pieces are read by now. The store is lost under the last one, and says no more of it.
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -752,7 +859,7 @@ async fn no_point_is_made_without_the_last_piece_of_a_scan() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_is_a_disk_like_the_one_beneath_it_and_its_copy_follows() {
     let world = World::new(3 * MIB + 700);
-    let gateway = world.start(Start::Resync { front: 0 }, None).await;
+    let gateway = world.start().await;
     conformance::check(Arc::new(gateway.volume.clone())).await;
     gateway.settled().await;
     world.assert_current().await;

@@ -27,7 +27,7 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeStatus {
     pub name: String,
-    /// `resyncing`, `shadowing`, `overflowed` or `fenced`.
+    /// `resyncing`, `shadowing`, `overflowed`, `untracked` or `fenced`.
     pub state: String,
     /// Bytes.
     pub size: u64,
@@ -44,6 +44,10 @@ pub struct VolumeStatus {
     /// Bytes of the scan under way that are done; equal to `total` when there is none.
     pub scanned: u64,
     pub total: u64,
+    /// Bytes of regions that a crash would have read again.
+    pub hot: u64,
+    /// Bytes of the store that scans have read since the start.
+    pub reread: u64,
     /// Bytes uploaded since the start.
     pub uploaded: u64,
     /// Points published since the start.

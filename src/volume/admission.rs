@@ -1,14 +1,15 @@
 //! The one short critical section of the write path, and what it guards.
 //!
-//! Under it an operation reserves log space and takes the log index and the sequence together, so that the order of
-//! the log is the order of the indices, and a scan's front moves, so that an operation is ahead of the scan or behind
-//! it and never both. The caller holds the operation's range (see [`super::ranges`]), which makes that order the
-//! store's order for every byte.
+//! Under it an operation is found to touch hot regions only, reserves log space and takes the log index and the
+//! sequence together, so that the order of the log is the order of the indices, and a scan's front moves, so that an
+//! operation is ahead of the scan or behind it and never both. The caller holds the operation's range (see
+//! [`super::ranges`]), which makes that order the store's order for every byte.
 //!
 //! Invariants:
 //! - Every operation since the log was (re)started has a descriptor, in index order, until it is published.
 //! - A byte that differs from the newest entry's content is covered by an unpublished descriptor, or its region is
 //!   marked. An operation that left no record marks its regions before it is issued.
+//! - A marked region is hot, or will be before anything is published that relies on it.
 //! - After the first refused record none is accepted until the log is restarted: `overflowed_at` never moves.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,16 +18,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::boot::Replay;
 use super::descriptor::{Descriptor, Effect};
+use super::heat::{Cold, FlushToken, Heat, Standing};
 use super::progress::{Cut, Progress};
 use super::sequences::Sequences;
 use crate::format::log::LogOp;
-use crate::marks::RegionSet;
+use crate::marks::{Change, Facts, RegionSet};
 use crate::units::{LogIndex, REGION, SECTOR, Sequence, Span};
 use crate::writelog::{Record, VolumeLog};
 
 /// Unpublished operations that are remembered at most (96 MiB of descriptors); one more is an overflow.
-const DESCRIPTORS_MAX: usize = 4 << 20;
+pub const DESCRIPTORS_MAX: usize = 4 << 20;
 
 /// Regions that are looked at together in a scan: 4 GiB. A hole as long is passed under one lock.
 const RUN_MAX: u64 = 1024;
@@ -34,12 +37,17 @@ const RUN_MAX: u64 = 1024;
 /// Where a volume stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
+    /// What a crash left in the log is being published; changes are not logged meanwhile.
+    Replaying,
     /// Marked regions are being compared with the remote copy; drafts are published until that is done.
     Resyncing,
     /// Every change goes through the log; points are published.
     Shadowing,
     /// The log was full or failed, or the store was lost: changes are not logged; what was logged is published still.
     Overflowed,
+    /// The marks cannot be written: clients are served, and nothing is known of what they change until the marks can
+    /// be written again.
+    Untracked,
     /// Another gateway publishes this volume; clients are served, nothing is uploaded.
     Fenced,
 }
@@ -47,11 +55,17 @@ pub enum State {
 impl State {
     pub fn name(self) -> &'static str {
         match self {
-            Self::Resyncing => "resyncing",
+            Self::Replaying | Self::Resyncing => "resyncing",
             Self::Shadowing => "shadowing",
             Self::Overflowed => "overflowed",
+            Self::Untracked => "untracked",
             Self::Fenced => "fenced",
         }
+    }
+
+    /// Whether changes go through the log.
+    pub fn logs(self) -> bool {
+        matches!(self, Self::Resyncing | Self::Shadowing)
     }
 }
 
@@ -66,6 +80,10 @@ pub struct Admission {
     /// Of the store, when it was last trusted.
     incarnation: u64,
     distrusts: u64,
+    /// `newest` at the start.
+    started: LogIndex,
+    /// What was found in the log to be replayed is all that was logged since it was emptied.
+    replay_begins: bool,
     /// Index of the newest operation.
     newest: LogIndex,
     newest_sequence: Sequence,
@@ -73,6 +91,7 @@ pub struct Admission {
     /// Of the operations after `published`, in order.
     descriptors: VecDeque<Descriptor>,
     progress: Progress,
+    heat: Heat,
     /// Regions that may differ from the newest entry's content without a descriptor that says so.
     marked: RegionSet,
     /// Marked regions that hold changes from the log too: a scan uploads them whole, since comparing with the
@@ -102,29 +121,67 @@ pub struct ScanTurn {
 }
 
 impl Admission {
-    /// A volume of `size` bytes whose remote copy is current, but for what [`Self::distrust`] is told.
-    pub fn new(size: u64, incarnation: u64, sequence: Sequence) -> Self {
-        let nothing = Cut { index: LogIndex(0), sequence };
-        Self {
-            state: State::Shadowing,
+    /// A volume of `size` bytes whose remote copy is current but for what is hot and what is to be replayed.
+    pub fn new(size: u64, incarnation: u64, sequence: Sequence, heat: Heat, replay: Replay) -> Self {
+        let state = match (replay.descriptors.is_empty(), heat.hot().is_empty()) {
+            (false, _) => State::Replaying,
+            (true, false) => State::Resyncing,
+            (true, true) => State::Shadowing,
+        };
+        let published = Cut { index: replay.before, sequence: Sequence(0) };
+        let newest = LogIndex(replay.before.0 + replay.descriptors.len() as u64);
+        let mut admission = Self {
+            state,
             size,
             incarnation,
             distrusts: 0,
-            newest: nothing.index,
+            started: newest,
+            newest,
             newest_sequence: sequence,
-            published: nothing,
+            published,
+            progress: Progress::new(newest),
+            marked: heat.hot().clone(),
+            blind: heat.hot().emptied(),
+            heat,
+            replay_begins: replay.begins,
             descriptors: VecDeque::new(),
-            progress: Progress::new(nothing.index),
-            marked: RegionSet::new(size),
-            blind: RegionSet::new(size),
             unknown: BTreeMap::new(),
             front: 0,
-            exact_from: Some(nothing.index),
+            exact_from: (state == State::Shadowing).then_some(newest),
             lag_bytes: 0,
             lag_writes: 0,
-            ages: VecDeque::from([(nothing.index, Instant::now())]),
-            inexact_since: None,
+            ages: VecDeque::from([(published.index, Instant::now())]),
+            inexact_since: (state != State::Shadowing).then(Instant::now),
+        };
+        let mut before = published.sequence;
+        for descriptor in replay.descriptors {
+            admission.lag_bytes += descriptor.lag_bytes();
+            admission.lag_writes += u64::from(descriptor.sequence() != before);
+            before = descriptor.sequence();
+            admission.descriptors.push_back(descriptor);
         }
+        if admission.descriptors.is_empty() {
+            admission.published.sequence = sequence;
+        }
+        admission
+    }
+
+    /// The newest entry of the chain shows the volume up to `shown`: what is to be replayed begins there. False if
+    /// the log begins only behind it, so that something is missing.
+    pub fn chain_shows(&mut self, log: &VolumeLog, shown: Sequence) -> bool {
+        let Some(first) = self.descriptors.front().filter(|_| self.state == State::Replaying) else { return true };
+        if !self.replay_begins && first.sequence() > shown {
+            return false;
+        }
+        // Of the newest operation that is shown the chain may lack what was read back after it; to apply the end of a
+        // history twice changes nothing.
+        let covered = self.descriptors.iter().take_while(|descriptor| descriptor.sequence() < shown).count();
+        if let Some(last) = covered.checked_sub(1) {
+            let index = LogIndex(self.published.index.0 + covered as u64);
+            let cut = Cut { index, sequence: self.descriptors[last].sequence() };
+            self.set_published(log, cut, false);
+        }
+        true
     }
 
     pub fn state(&self) -> State {
@@ -136,8 +193,13 @@ impl Admission {
         self.newest
     }
 
+    /// Whether nothing was admitted since the start.
+    pub fn is_untouched(&self) -> bool {
+        self.newest == self.started && self.state == State::Shadowing
+    }
+
     /// Admits a client's change of `span`, which takes a sequence. Its record says `op` of `inner`, the whole sectors
-    /// of it.
+    /// of it. Refused until all regions that it touches are hot.
     pub fn admit(
         &mut self,
         log: &VolumeLog,
@@ -146,14 +208,17 @@ impl Admission {
         span: Span,
         inner: Span,
         payload: Bytes,
-    ) -> Ticket {
-        if matches!(self.state, State::Overflowed | State::Fenced) {
+    ) -> Result<Ticket, Cold> {
+        if self.state != State::Untracked {
+            self.heat.claim(span)?;
+        }
+        if !self.state.logs() {
             self.marked.insert(span);
-            return Ticket(None);
+            return Ok(Ticket(None));
         }
         let Some(sequence) = sequences.take() else {
             self.stop_logging(span);
-            return Ticket(None);
+            return Ok(Ticket(None));
         };
         self.newest_sequence = sequence;
         self.lag_writes += 1;
@@ -173,17 +238,29 @@ impl Admission {
         if ticket.0.is_none() {
             self.marked.insert(span);
         }
-        ticket
+        self.heat.touch(span);
+        Ok(ticket)
     }
 
     /// Admits what was found out about a range: a read-back, or that it cannot be read.
     pub fn admit_found(&mut self, log: &VolumeLog, op: LogOp, span: Span, payload: Bytes) -> Ticket {
-        if matches!(self.state, State::Overflowed | State::Fenced) {
-            self.marked.insert(span);
+        if !self.state.logs() {
+            self.mark(span);
             return Ticket(None);
         }
         self.blind_if_ahead(span);
-        self.record(log, op, span, payload)
+        let ticket = self.record(log, op, span, payload);
+        if ticket.0.is_none() {
+            self.mark(span);
+        }
+        self.heat.touch(span);
+        ticket
+    }
+
+    /// The store may differ from the newest entry in `span`, which need not be hot yet.
+    fn mark(&mut self, span: Span) {
+        self.marked.insert(span);
+        self.heat.want(span);
     }
 
     /// A record with content is about to stand for a range that a scan has still to read, at least in part.
@@ -194,26 +271,37 @@ impl Admission {
     }
 
     fn record(&mut self, log: &VolumeLog, op: LogOp, span: Span, payload: Bytes) -> Ticket {
-        let index = self.newest.next();
-        let sequence = self.newest_sequence;
         let sectors = span.rounded_out(SECTOR);
+        let (index, sequence) = (self.newest.next(), self.newest_sequence);
         let record = Record { index, sequence, op, offset: sectors.start, length: sectors.len(), payload };
-        if self.descriptors.len() >= DESCRIPTORS_MAX {
+        let ticket = self.append(log, record, sectors);
+        if ticket.0.is_none() {
             self.stop_logging(span);
+        }
+        ticket
+    }
+
+    /// Logs something that is not about a range: `value` stands in the record's place for the offset.
+    fn remark(&mut self, log: &VolumeLog, op: LogOp, value: u64) -> Ticket {
+        if !self.state.logs() {
             return Ticket(None);
         }
-        let Ok(position) = log.append(record) else {
-            self.stop_logging(span);
+        let (index, sequence) = (self.newest.next(), self.newest_sequence);
+        let record = Record { index, sequence, op, offset: value, length: 0, payload: Bytes::new() };
+        let ticket = self.append(log, record, Span::new(0, 0));
+        match ticket.0 {
+            Some(index) => self.progress.complete(index),
+            None => self.stop_logging(Span::new(0, 0)),
+        }
+        ticket
+    }
+
+    fn append(&mut self, log: &VolumeLog, record: Record, sectors: Span) -> Ticket {
+        let (index, sequence, effect) = (record.index, record.sequence, Effect::of(record.op, sectors));
+        if self.descriptors.len() >= DESCRIPTORS_MAX {
             return Ticket(None);
-        };
-        let effect = match op {
-            LogOp::Write | LogOp::ReadBack if span.is_empty() => Effect::Nothing,
-            LogOp::Write | LogOp::ReadBack => Effect::Data,
-            LogOp::Zero => Effect::Zero,
-            LogOp::Trim => Effect::Trimmed,
-            LogOp::Unreadable => Effect::Unreadable,
-            LogOp::Ahead | LogOp::Scan => Effect::Nothing,
-        };
+        }
+        let Ok(position) = log.append(record) else { return Ticket(None) };
         let descriptor = Descriptor::new(sectors, effect, position, sequence);
         self.newest = index;
         self.lag_bytes += descriptor.lag_bytes();
@@ -227,21 +315,33 @@ impl Admission {
         self.progress.complete(index);
     }
 
-    /// The operation had no effect: its record says nothing.
-    pub fn void(&mut self, index: LogIndex) {
-        // The descriptor is gone if the log was given up meanwhile; then the region is marked.
-        let at = index.0.checked_sub(self.published.index.0 + 1);
-        if let Some(descriptor) = at.and_then(|at| self.descriptors.get_mut(at as usize)) {
-            self.lag_bytes -= descriptor.lag_bytes();
-            descriptor.void();
+    /// The operation on `span` had no effect, and the log is told so: a replay must not do what the store refused.
+    pub fn void(&mut self, log: &VolumeLog, index: LogIndex, span: Span) {
+        if let Ticket(Some(by)) = self.remark(log, LogOp::Void, index.0) {
+            // Until then the record that says it happened stands alone.
+            self.progress.bar(index, 1);
+            self.progress.settle(index, by);
+        } else {
+            self.marked.insert(span);
         }
+        self.forget_effect(index);
         self.progress.complete(index);
     }
 
     /// The outcome of the whole operation on `span` is unknown and to be read back.
     pub fn void_unknown(&mut self, index: LogIndex, span: Span) {
         self.bar(index, span, 1);
-        self.void(index);
+        self.forget_effect(index);
+        self.progress.complete(index);
+    }
+
+    fn forget_effect(&mut self, index: LogIndex) {
+        // The descriptor is gone if the log was given up meanwhile; then the region is marked.
+        let at = index.0.checked_sub(self.published.index.0 + 1);
+        if let Some(descriptor) = at.and_then(|at| self.descriptors.get_mut(at as usize)) {
+            self.lag_bytes -= descriptor.lag_bytes();
+            descriptor.void();
+        }
     }
 
     /// The operation succeeded, but what stands in `parts` ranges at its ragged edges is to be read back.
@@ -319,10 +419,10 @@ impl Admission {
         log.free(cut.index);
     }
 
-    /// Logging ends here: `span` (and whatever else [`Self::distrust`] marks) changes unrecorded.
+    /// Logging ends here: `span`, which is hot (and whatever else [`Self::distrust`] marks) changes unrecorded.
     pub fn stop_logging(&mut self, span: Span) {
         self.marked.insert(span);
-        if matches!(self.state, State::Resyncing | State::Shadowing) {
+        if self.state.logs() {
             if self.state == State::Resyncing {
                 self.exact_from = None;
             }
@@ -331,10 +431,18 @@ impl Admission {
         }
     }
 
-    /// Nothing that the store holds is taken for known: logging ends, and all regions are marked.
+    /// The store may have forgotten whatever is not proven to be flushed: logging ends, and all that is hot is marked.
     pub fn distrust(&mut self) {
-        self.stop_logging(Span::new(0, self.size));
+        self.stop_logging(Span::new(0, 0));
+        self.marked.add(self.heat.hot());
+        self.heat.disprove();
         self.distrusts += 1;
+    }
+
+    /// As [`Self::distrust`], and what the store holds where it is hot now will never be known in this process.
+    pub fn distrust_for_good(&mut self) {
+        self.heat.stick();
+        self.distrust();
     }
 
     /// How often the store was distrusted: what was read of it before says nothing of what is read after.
@@ -352,17 +460,42 @@ impl Admission {
         came_back
     }
 
-    /// What the store is compared with is not what it was thought to be: nothing logged so far makes it exact.
-    pub fn distrust_base(&mut self) {
+    /// What the store is compared with is not what it was thought to be: nothing logged so far makes it exact, and
+    /// everything is to be compared. Says when that is durably known.
+    pub fn distrust_base(&mut self) -> Cold {
         self.distrust();
         self.exact_from = None;
+        if self.state == State::Replaying {
+            self.forget();
+        }
+        self.marked.insert(Span::new(0, self.size));
+        self.heat.want(Span::new(0, self.size))
     }
 
     pub fn fence(&mut self, log: &VolumeLog) {
-        self.stop_logging(Span::new(0, self.size));
+        self.distrust_base();
         self.state = State::Fenced;
         self.forget();
         log.reset(self.newest.next());
+    }
+
+    /// The marks cannot be written: nothing is known of what changes from now on.
+    pub fn untrack(&mut self) {
+        if matches!(self.state, State::Untracked | State::Fenced) {
+            return;
+        }
+        self.distrust();
+        self.exact_from = None;
+        self.marked.insert(Span::new(0, self.size));
+        self.state = State::Untracked;
+    }
+
+    /// The marks were begun anew: all is hot.
+    pub fn track_again(&mut self, facts: Facts) {
+        self.heat.all_hot(self.size, facts);
+        if self.state == State::Untracked {
+            self.state = State::Overflowed;
+        }
     }
 
     pub fn is_quiet(&self, appended: LogIndex) -> bool {
@@ -371,7 +504,7 @@ impl Admission {
 
     /// In Overflowed: whether no more of what was logged can be published, and nothing logged is in flight.
     pub fn is_drained(&mut self, log: &VolumeLog) -> bool {
-        if self.state != State::Overflowed || !self.progress.is_idle() {
+        if !matches!(self.state, State::Overflowed | State::Replaying) || !self.progress.is_idle() {
             return false;
         }
         let reachable = self.progress.cut(self.newest);
@@ -388,10 +521,10 @@ impl Admission {
     /// Marks what unpublished operations changed and forgets them. Those in flight complete as unlogged ones.
     fn forget(&mut self) {
         for descriptor in std::mem::take(&mut self.descriptors) {
-            self.marked.insert(descriptor.span());
+            self.mark(descriptor.span());
         }
         for span in std::mem::take(&mut self.unknown).into_values() {
-            self.marked.insert(span);
+            self.mark(span);
         }
         self.exact_from = None;
         self.published = Cut { index: self.newest, sequence: self.newest_sequence };
@@ -400,9 +533,9 @@ impl Admission {
         self.ages = VecDeque::from([(self.newest, Instant::now())]);
     }
 
-    /// In Overflowed and drained: restarts the log and begins to scan the marked regions.
+    /// In Overflowed or Replaying, and drained: restarts the log and begins to scan the marked regions.
     pub fn begin_resync(&mut self, log: &VolumeLog) {
-        debug_assert_eq!(self.state, State::Overflowed);
+        debug_assert!(matches!(self.state, State::Overflowed | State::Replaying));
         debug_assert!(self.progress.is_idle());
         self.forget();
         self.progress = Progress::new(self.newest);
@@ -411,14 +544,6 @@ impl Admission {
         self.exact_from = None;
         self.inexact_since.get_or_insert_with(Instant::now);
         log.reset(self.newest.next());
-        self.state = State::Resyncing;
-    }
-
-    /// Starts in Resyncing, with everything from byte `front` on marked.
-    pub fn start_resync(&mut self, front: u64) {
-        self.marked.insert(Span::new(front, self.size));
-        self.exact_from = None;
-        self.inexact_since.get_or_insert_with(Instant::now);
         self.state = State::Resyncing;
     }
 
@@ -441,6 +566,7 @@ impl Admission {
             return None;
         };
         self.front = span.end;
+        self.heat.touch_scanned(span);
         // The region that the front stands in keeps its mark: writes to the rest of it are still ahead.
         let whole = if span.end == self.size { self.size } else { span.end / REGION * REGION };
         self.marked.remove(Span::new((span.start / REGION * REGION).min(whole), whole));
@@ -467,6 +593,88 @@ impl Admission {
             0
         };
         marked.saturating_sub(begun).min(self.size)
+    }
+
+    fn standing(&mut self, log: &VolumeLog) -> Standing {
+        let cut = self.cut(log.appended()).index;
+        Standing { cut, synced: log.synced(), published: self.published.index }
+    }
+
+    /// Before a flush is submitted to the store.
+    pub fn flushing(&mut self, log: &VolumeLog) -> Option<FlushToken> {
+        let cut = self.cut(log.appended()).index;
+        self.heat.flushing(cut)
+    }
+
+    /// That flush has succeeded.
+    pub fn flushed(&mut self, token: FlushToken) {
+        self.heat.flushed(token);
+    }
+
+    /// Takes note of what is proven by now, and ends the generation of changes where `due` says that it is old
+    /// enough, or there are too many hot regions. Says whether it did, and whether a flush of the store is what is
+    /// missing for more.
+    pub fn prove(&mut self, log: &VolumeLog, due: bool) -> (bool, bool) {
+        let standing = self.standing(log);
+        self.heat.prove(standing);
+        let logs = self.state.logs();
+        let begins = logs && self.heat.can_rotate() && (due || self.heat.is_crowded());
+        if begins {
+            self.heat.rotate(self.newest);
+        }
+        (begins, logs && self.heat.wants_flush(standing))
+    }
+
+    /// The next change of the marks, if there is anything to change; the heartbeat is raised if it `beats`.
+    pub fn marks_change(&mut self, beats: bool) -> Option<Change> {
+        if !beats && !self.heat.is_wanting() {
+            return None;
+        }
+        if beats {
+            self.heat.beat();
+        }
+        // What is marked stays hot; in other states everything is on its way to be marked.
+        let cooling = self.state.logs().then_some(&self.marked);
+        Some(self.heat.change(self.published.index, cooling))
+    }
+
+    /// The change is durable; the log is told the heartbeat.
+    pub fn marks_changed(&mut self, log: &VolumeLog, beats: bool) {
+        self.heat.changed();
+        if beats {
+            // A log that cannot take it covers nothing any more.
+            let Ticket(_) = self.remark(log, LogOp::Heartbeat, self.heat.heartbeat());
+        }
+    }
+
+    /// The volume is at rest, all of it published, and the store flushed: only what is marked stays hot.
+    /// Says when that is durable.
+    pub fn settle_heat(&mut self) -> Cold {
+        self.heat.settle()
+    }
+
+    /// Before changes go unmarked: a heartbeat above what the marks have or are about to have, and the record of the
+    /// log that says it. None if that was done already.
+    pub fn foretell(&mut self, log: &VolumeLog) -> Option<(u64, Option<LogIndex>)> {
+        let heartbeat = self.heat.foretell()?;
+        let Ticket(index) = self.remark(log, LogOp::Heartbeat, heartbeat);
+        Some((heartbeat, index))
+    }
+
+    pub fn heartbeat(&self) -> (u64, bool) {
+        match self.heat.foretold() {
+            Some(heartbeat) => (heartbeat, true),
+            None => (self.heat.heartbeat(), false),
+        }
+    }
+
+    /// For marks that begin anew.
+    pub fn facts_of_new_marks(&mut self) -> Facts {
+        self.heat.renewed_facts()
+    }
+
+    pub fn heat(&self) -> &Heat {
+        &self.heat
     }
 
     /// Called once a second, so that the age of the oldest unpublished operation is known to a second.

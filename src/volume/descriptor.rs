@@ -7,6 +7,7 @@
 //! ```
 //! 38 bits of sectors are 128 TiB, 44 bits of position a log of 16 TiB.
 
+use crate::format::log::LogOp;
 use crate::units::{SECTOR, Sequence, Span, VOLUME_MAX};
 use crate::writelog::{Position, SEGMENT};
 
@@ -31,6 +32,20 @@ pub enum Effect {
     Zero = 2,
     Trimmed = 3,
     Unreadable = 4,
+}
+
+impl Effect {
+    /// Of a record that says `op` of `sectors`.
+    pub fn of(op: LogOp, sectors: Span) -> Self {
+        match op {
+            LogOp::Write | LogOp::ReadBack if sectors.is_empty() => Self::Nothing,
+            LogOp::Write | LogOp::ReadBack => Self::Data,
+            LogOp::Zero => Self::Zero,
+            LogOp::Trim => Self::Trimmed,
+            LogOp::Unreadable => Self::Unreadable,
+            LogOp::Ahead | LogOp::Scan | LogOp::Void | LogOp::Heartbeat => Self::Nothing,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

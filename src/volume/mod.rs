@@ -5,43 +5,53 @@
 //!
 //! The path of a change of [a, b):
 //! 1. Its range is locked, rounded out to whole sectors ([`ranges`]).
-//! 2. In one critical section it gets its log index and sequence, and its record is queued ([`admission`]).
-//! 3. The store gets the request as it came. The reply is the store's, whatever happens to the log.
-//! 4. The lock ends when the store has answered. An outcome that is not known (an error, ragged edges) is read back
+//! 2. The regions that it touches are durably hot, or it waits until they are ([`heat`], [`marking`]).
+//! 3. In one critical section it gets its log index and sequence, and its record is queued ([`admission`]).
+//! 4. The store gets the request as it came. The reply is the store's, whatever happens to the log.
+//! 5. The lock ends when the store has answered. An outcome that is not known (an error, ragged edges) is read back
 //!    from the store under the same lock, after the reply; until then no cut is named ([`progress`]).
 //!
 //! Reads go to the store and nowhere else. Clients never wait for the log (but for `sync = "flush"`), nor for the
-//! remote. A crash costs a full comparison of the store with the remote copy: the marks that will bound it have their
-//! place in [`admission`], step 2.
+//! remote, and for a cold mark no longer than [`MARK_MAX`].
+//!
+//! Crash: what the log holds is replayed, and what was hot is read again and compared ([`boot`]). After a loss of the
+//! store, or a flush that it failed, what is hot is read again likewise.
 
 pub mod admission;
+pub mod boot;
 pub mod descriptor;
+pub mod heat;
+pub mod marking;
 pub mod progress;
 pub mod ranges;
 pub mod scan;
 pub mod sequences;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock, watch};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::disk::{Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
 use crate::format::log::LogOp;
-use crate::units::{LogIndex, REQUEST_MAX, SECTOR, Span};
+use crate::units::{LogIndex, REGION, REQUEST_MAX, SECTOR, Sequence, Span};
 use crate::writelog::VolumeLog;
 
 pub use admission::{Lag, State};
+pub use boot::Start;
 pub use descriptor::{Descriptor, Effect};
+pub use marking::{MARK_MAX, MarksFail, Pace};
 pub use progress::Cut;
 pub use sequences::Sequences;
 
 use admission::{Admission, Ticket};
+use heat::{Cold, Heat};
 use ranges::{RangeGuard, RangeLock};
 
 /// How long a client's flush waits for the log, with `sync = "flush"`, before it is answered without.
@@ -50,13 +60,13 @@ pub const LOG_SYNC_MAX: Duration = Duration::from_secs(2);
 /// Why logging ended, as operators are told.
 const LOG_FULL: &str = "the log is full or failed";
 
-/// How a volume begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// The remote copy was current when the last run ended, and the store has not changed since.
-    Current,
-    /// The store may differ from the remote copy from this byte on; all before it was scanned.
-    Resync { front: u64 },
+/// What is chosen about a volume.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Flushes wait for the log too.
+    pub sync_log: bool,
+    pub marks_fail: MarksFail,
+    pub pace: Pace,
 }
 
 /// A local store with its log in front. Cheap to clone.
@@ -69,16 +79,32 @@ struct Core {
     geometry: Geometry,
     log: VolumeLog,
     sequences: Arc<Sequences>,
-    /// Flushes wait for the log too.
-    sync_log: bool,
+    settings: Settings,
     ranges: Arc<RangeLock>,
     admission: Mutex<Admission>,
-    /// A flush failed and the store cannot be read past its caches: it is compared again after every stop.
-    tainted: AtomicBool,
     /// The store's caches are being given up, so many times at once: nothing is read for a comparison yet.
     forgetting: AtomicU32,
     /// Wakes the publisher when there is something that should not wait for its next tick.
     urgent: Notify,
+    /// Wakes whoever keeps the marks.
+    marks_wanted: Arc<Notify>,
+    /// Counts what became of the marks.
+    marks_moved: watch::Sender<u64>,
+    marker: Mutex<Option<AbortHandle>>,
+    /// Held for writing by a flush of our own: a store tells of a failure once, and a client must not miss it.
+    flushes: RwLock<()>,
+    /// What a flush of our own was told; the next flush of a client is.
+    owed: Mutex<Option<DiskError>>,
+    /// Bytes of the store that scans have read.
+    reread: AtomicU64,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if let Some(marker) = self.marker.get_mut() {
+            marker.abort();
+        }
+    }
 }
 
 /// What decides how a change's error is understood.
@@ -97,32 +123,34 @@ enum Request {
 }
 
 impl Volume {
-    pub fn new(
-        name: &str,
-        store: Arc<dyn Disk>,
-        log: VolumeLog,
-        sequences: Arc<Sequences>,
-        sync_log: bool,
-        start: Start,
-    ) -> Self {
+    /// In a tokio runtime. The marks are kept as long as there are clones.
+    pub fn new(name: &str, store: Arc<dyn Disk>, sequences: Arc<Sequences>, settings: Settings, start: Start) -> Self {
         let geometry = store.geometry();
-        let mut admission = Admission::new(geometry.size, store.incarnation(), sequences.newest());
-        if let Start::Resync { front } = start {
-            admission.start_resync(front);
-        }
-        Self(Arc::new(Core {
+        let Start { marks, hot, diverged, facts, replay, log } = start;
+        let through = LogIndex(replay.before.0 + replay.descriptors.len() as u64);
+        let heat = Heat::new(geometry.size, hot, diverged, through, facts);
+        let admission = Admission::new(geometry.size, store.incarnation(), sequences.newest(), heat, replay);
+        let core = Arc::new(Core {
             name: name.to_owned(),
             geometry,
             store,
             log,
             sequences,
-            sync_log,
+            settings,
             ranges: Arc::default(),
             admission: Mutex::new(admission),
-            tainted: AtomicBool::new(false),
             forgetting: AtomicU32::new(0),
             urgent: Notify::new(),
-        }))
+            marks_wanted: Arc::default(),
+            marks_moved: watch::Sender::new(0),
+            marker: Mutex::default(),
+            flushes: RwLock::default(),
+            owed: Mutex::default(),
+            reread: AtomicU64::new(0),
+        });
+        let marker = tokio::spawn(marking::run(Arc::downgrade(&core), settings.pace, core.marks_wanted.clone(), marks));
+        *core.marker.lock() = Some(marker.abort_handle());
+        Self(core)
     }
 
     pub fn name(&self) -> &str {
@@ -190,9 +218,55 @@ impl Volume {
     }
 
     /// The remote copy is not what it was thought to be: everything is to be compared, and no point is made before.
-    pub fn distrust_base(&self) {
-        self.0.admission.lock().distrust_base();
+    /// Returns when that is durably known.
+    pub async fn distrust_base(&self) {
+        let known = self.0.admission.lock().distrust_base();
         self.0.urgent.notify_one();
+        self.0.marks_wanted.notify_one();
+        self.0.until_marks_reach(known).await;
+    }
+
+    /// What the chain shows when it was opened: its cut, and the highest heartbeat in it. What is to be replayed begins
+    /// behind that cut; if something is missing, or the marks are older than they look, everything is compared.
+    pub async fn chain_shows(&self, shown: Sequence, heartbeat: u64) {
+        let (connected, marks) = {
+            let mut admission = self.0.admission.lock();
+            (admission.chain_shows(&self.0.log, shown), admission.heat().heartbeat())
+        };
+        if !connected {
+            warn!(volume = self.name(), %shown, "the log does not reach back to the remote copy; comparing everything");
+        } else if heartbeat > marks {
+            warn!(
+                volume = self.name(),
+                marks,
+                chain = heartbeat,
+                "the marks are older than the chain; comparing everything"
+            );
+        } else {
+            return;
+        }
+        self.distrust_base().await;
+    }
+
+    /// What entries of the chain say of the marks' life: the durable heartbeat, or, when the marks cannot be trusted to
+    /// follow, a higher one; and whether it is that.
+    pub fn heartbeat(&self) -> (u64, bool) {
+        self.0.admission.lock().heartbeat()
+    }
+
+    /// Bytes of the store that scans have read since the start.
+    pub fn reread(&self) -> u64 {
+        self.0.reread.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the regions that a crash would have read again.
+    pub fn hot_bytes(&self) -> u64 {
+        (self.0.admission.lock().heat().hot().len() * REGION).min(self.size())
+    }
+
+    /// After the last change was published and the store flushed: makes the marks say so. False if they cannot.
+    pub async fn settle_marks(&self) -> bool {
+        self.0.settle_marks().await
     }
 
     /// Looks whether the store came back from a loss since this was asked last; true if so, and it is distrusted.
@@ -202,19 +276,14 @@ impl Volume {
 
     /// Whether the store holds what the last published cut says, and flushed it: what a clean stop requires.
     pub fn is_settled(&self) -> bool {
-        let doubted = self.0.tainted.load(Ordering::Relaxed) || self.0.forgetting.load(Ordering::Relaxed) > 0;
+        let doubted = self.0.forgetting.load(Ordering::Relaxed) > 0;
         // A loss that somebody else has noticed shows in the state.
-        !self.has_come_back()
-            && !doubted
-            && matches!(self.state(), State::Shadowing | State::Resyncing)
-            && self.is_quiet()
-            && self.cut() == self.published()
+        !self.has_come_back() && !doubted && self.state().logs() && self.is_quiet() && self.cut() == self.published()
     }
 
     /// Whether no operation was admitted since the start.
     pub fn is_untouched(&self) -> bool {
-        let admission = self.0.admission.lock();
-        admission.newest() == LogIndex(0) && admission.state() == State::Shadowing
+        self.0.admission.lock().is_untouched()
     }
 
     /// Whether every operation has been answered, and its record written.
@@ -282,9 +351,36 @@ impl Core {
         }
     }
 
-    /// Steps 2 to 4, with the range held.
+    /// Steps 2 to 5, with the range held.
     fn begin(self: &Arc<Self>, guard: RangeGuard, span: Span, request: Request, fua: bool) -> Pending<()> {
-        let ticket = self.admit(span, &request);
+        match self.admit(span, &request) {
+            Ok(ticket) => self.forward(guard, ticket, span, request, fua),
+            Err(mut cold) => {
+                let core = self.clone();
+                detached(async move {
+                    let ticket = loop {
+                        core.wait_for_marks(cold).await?;
+                        match core.admit(span, &request) {
+                            Ok(ticket) => break ticket,
+                            // Cooled again before its turn came.
+                            Err(again) => cold = again,
+                        }
+                    };
+                    core.forward(guard, ticket, span, request, fua).await
+                })
+            }
+        }
+    }
+
+    /// Steps 4 and 5.
+    fn forward(
+        self: &Arc<Self>,
+        guard: RangeGuard,
+        ticket: Ticket,
+        span: Span,
+        request: Request,
+        fua: bool,
+    ) -> Pending<()> {
         let fast_only = matches!(request, Request::Zeroes(ZeroMode { fast_only: true, .. }));
         let mode = Mode { fast_only, fua };
         match self.issue(span, request, fua) {
@@ -312,7 +408,7 @@ impl Core {
         }
     }
 
-    fn admit(&self, span: Span, request: &Request) -> Ticket {
+    fn admit(&self, span: Span, request: &Request) -> Result<Ticket, Cold> {
         let inner = admission::inner(span, self.geometry.size);
         let (op, payload) = match request {
             Request::Write(data) if inner.is_empty() => (LogOp::Write, data.slice(..0)),
@@ -329,10 +425,13 @@ impl Core {
         // Regions are marked by what the operation may change, edges included; the record holds what it says.
         let ticket = admission.admit(&self.log, &self.sequences, op, span, inner, payload);
         self.announce(was, &admission, LOG_FULL);
+        if admission.heat().is_wanted() {
+            self.marks_wanted.notify_one();
+        }
         ticket
     }
 
-    /// Step 4: what the store's answer means for the log.
+    /// Step 5: what the store's answer means for the log.
     fn finish(
         self: &Arc<Self>,
         guard: RangeGuard,
@@ -362,8 +461,8 @@ impl Core {
                     self.read_back(guard, index, edges);
                 }
             }
-            Err(DiskError::Refused(_)) => self.admission.lock().void(index),
-            Err(DiskError::Io(Errno::ENOTSUP)) if mode.fast_only => self.admission.lock().void(index),
+            Err(DiskError::Refused(_)) => self.refused(index, span),
+            Err(DiskError::Io(Errno::ENOTSUP)) if mode.fast_only => self.refused(index, span),
             Err(DiskError::Io(errno)) => {
                 let unknown = self.clip(span.rounded_out(SECTOR));
                 warn!(volume = self.name, range = %unknown, %errno, "the store failed a change; reading back what it holds");
@@ -375,6 +474,13 @@ impl Core {
                 self.lost("a change");
             }
         }
+    }
+
+    fn refused(&self, index: LogIndex, span: Span) {
+        let mut admission = self.admission.lock();
+        let was = admission.state();
+        admission.void(&self.log, index, span);
+        self.announce(was, &admission, LOG_FULL);
     }
 
     /// The sectors that a change covers in part only.
@@ -430,8 +536,8 @@ impl Core {
         self.announce(was, &admission, "the store was lost");
         drop(admission);
         // Everything in flight is lost at once, and said once.
-        if matches!(was, State::Resyncing | State::Shadowing) {
-            warn!(volume = self.name, during, "the store was lost; it will be compared in full");
+        if was.logs() {
+            warn!(volume = self.name, during, "the store was lost; what it may have forgotten will be compared");
             self.urgent.notify_one();
         }
     }
@@ -442,7 +548,7 @@ impl Core {
         let came_back = admission.came_back(self.store.incarnation());
         if came_back {
             self.announce(was, &admission, "the store was lost");
-            warn!(volume = self.name, "the store came back after a loss; it will be compared in full");
+            warn!(volume = self.name, "the store came back after a loss; what it may have forgotten is compared");
             self.urgent.notify_one();
         }
         came_back
@@ -464,14 +570,14 @@ impl Core {
     /// A flush's error says that something that was written is not on the medium, and that nobody will try again. The
     /// caches may still show it: only what is read past them is what the store holds.
     fn flush_failed(self: &Arc<Self>) {
-        error!(volume = self.name, "the store failed a flush; it will be compared in full");
+        error!(volume = self.name, "the store failed a flush; what is not known to be on it will be compared");
         self.forgetting.fetch_add(1, Ordering::Relaxed);
         self.admission.lock().distrust();
         let core = self.clone();
         let forgotten = self.store.forget_cached();
         tokio::spawn(async move {
             if forgotten.await != Ok(true) {
-                core.tainted.store(true, Ordering::Relaxed);
+                core.admission.lock().distrust_for_good();
             }
             core.forgetting.fetch_sub(1, Ordering::Relaxed);
             core.urgent.notify_one();
@@ -528,16 +634,14 @@ impl Disk for Volume {
 
     fn flush(&self) -> Pending<()> {
         let core = self.0.clone();
-        let flushed = self.0.store.flush();
         detached(async move {
-            let answer = flushed.await;
-            match answer {
-                Ok(()) if core.sync_log => core.sync_log().await,
-                Ok(()) | Err(DiskError::Refused(_)) => {}
-                Err(DiskError::Lost) => core.lost("a flush"),
-                Err(DiskError::Io(_)) => core.flush_failed(),
+            let _together = core.flushes.read().await;
+            let owed = core.owed.lock().take();
+            let answer = core.flush_store().await;
+            if answer.is_ok() && core.settings.sync_log {
+                core.sync_log().await;
             }
-            answer
+            answer.and(owed.map_or(Ok(()), Err))
         })
     }
 
@@ -567,6 +671,30 @@ impl Disk for Volume {
 }
 
 impl Core {
+    /// Flushes the store, and takes note of what that proves.
+    async fn flush_store(self: &Arc<Self>) -> Result<(), DiskError> {
+        let token = self.admission.lock().flushing(&self.log);
+        let answer = self.store.flush().await;
+        match (answer, token) {
+            (Ok(()), Some(token)) => self.admission.lock().flushed(token),
+            (Ok(()), None) | (Err(DiskError::Refused(_)), _) => {}
+            (Err(DiskError::Lost), _) => self.lost("a flush"),
+            (Err(DiskError::Io(_)), _) => self.flush_failed(),
+        }
+        answer
+    }
+
+    /// Flushes the store for the sake of the marks, unless somebody is flushing it.
+    fn flush_for_lazy_clients(self: &Arc<Self>) {
+        let core = self.clone();
+        tokio::spawn(async move {
+            let Ok(_alone) = core.flushes.try_write() else { return };
+            if let Err(error @ DiskError::Io(_)) = core.flush_store().await {
+                core.owed.lock().get_or_insert(error);
+            }
+        });
+    }
+
     /// For `sync = "flush"`: waits until what is logged is durable, but never longer than [`LOG_SYNC_MAX`].
     async fn sync_log(&self) {
         let through = self.admission.lock().newest();

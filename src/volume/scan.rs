@@ -9,6 +9,7 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -152,6 +153,9 @@ impl Turn {
     /// Reads the piece; then changes of its range go on.
     pub async fn read(self) -> Result<Piece, Interrupted> {
         let core = &self.operation.core;
+        if !self.hole {
+            core.reread.fetch_add(self.span.len(), Ordering::Relaxed);
+        }
         let content = match (self.hole, self.compare) {
             (true, true) => Content::Hole,
             (true, false) => {

@@ -411,13 +411,14 @@ impl Shared {
         Some((segment, queue.batches.back_mut()?))
     }
 
-    /// Gives back the segments in front whose records are all covered and written.
+    /// Gives back the segments in front whose records are all covered and written. One that ends with the newest
+    /// covered record stays: a log that begins behind what is covered shows that nothing is missing in between.
     pub fn release(&self, queue: &mut Queue) {
         let through = queue.freed.min(self.progress.borrow().appended);
         while queue.live.len() > 1
             && self.failure.get().is_none()
             && let Some(oldest) = queue.live.front().copied()
-            && oldest.last <= through
+            && oldest.last < through
         {
             queue.live.pop_front();
             self.pool.give_back(self.volume, oldest.slot);

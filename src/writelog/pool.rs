@@ -120,6 +120,15 @@ impl Quota {
 }
 
 impl Pool {
+    /// The log that [`Self::open`] will go on with; none if it will make one. Changes nothing but that it makes the
+    /// folder. Blocks.
+    pub fn look(dir: &Path, settings: Settings) -> Result<Option<LogId>, OpenError> {
+        let slots = slots_of(settings)?;
+        segments::prepare_folder(dir)?;
+        let file = SuperblockFile::open(dir)?;
+        Ok(existing(dir, &file, slots, settings)?.map(|found| LogId(found.log)))
+    }
+
     /// Opens the log in the folder `dir`, or makes it: that writes every byte of it once, and takes as long.
     /// Blocks.
     pub fn open(dir: &Path, settings: Settings) -> Result<(Self, Opened), OpenError> {

@@ -42,6 +42,8 @@ pub struct Recovered {
     pub first: LogIndex,
     /// One more than that of the last accepted record.
     pub next: LogIndex,
+    /// Nothing was logged before the first record since the log was emptied.
+    pub begins: bool,
     pub ended: Ended,
     pub(super) segments: Vec<Segment>,
 }
@@ -112,12 +114,12 @@ pub(super) fn recover(
     found: &[Found],
     mut each: impl FnMut(Position, &RecordHeader),
 ) -> Recovered {
-    let (chain, broken) = match chain(pool, volume, found) {
-        Ok(chain) => (chain, Ended::NoLog),
-        Err(ended) => (Vec::new(), ended),
+    let (chain, begins, broken) = match chain(pool, volume, found) {
+        Ok((chain, begins)) => (chain, begins, Ended::NoLog),
+        Err(ended) => (Vec::new(), false, ended),
     };
     let first = chain.first().map_or(LogIndex(1), |(_, header)| header.first);
-    let mut recovered = Recovered { first, next: first, ended: broken, segments: Vec::new() };
+    let mut recovered = Recovered { first, next: first, begins, ended: broken, segments: Vec::new() };
     for (at, (slot, header)) in chain.iter().enumerate() {
         let follows = chain.get(at + 1).map(|(_, header)| header.first);
         let before = recovered.next;
@@ -140,8 +142,8 @@ pub(super) fn recover(
     recovered
 }
 
-/// The volume's segments from the oldest that is still there to the newest.
-fn chain(pool: &Inner, volume: VolumeId, found: &[Found]) -> Result<Vec<(u32, SegmentHeader)>, Ended> {
+/// The volume's segments from the oldest that is still there to the newest, and whether the log begins with them.
+fn chain(pool: &Inner, volume: VolumeId, found: &[Found]) -> Result<(Vec<(u32, SegmentHeader)>, bool), Ended> {
     let mut own: Vec<(u32, SegmentHeader)> = (0..)
         .zip(found)
         .filter_map(|(slot, found)| match found {
@@ -151,8 +153,10 @@ fn chain(pool: &Inner, volume: VolumeId, found: &[Found]) -> Result<Vec<(u32, Se
         .collect();
     own.sort_by_key(|(_, header)| header.lap);
     let mut chain = Vec::new();
+    let mut begins = false;
     while let Some((slot, header)) = own.pop() {
         let (link, used) = link(pool, slot, &header)?;
+        begins = matches!(link, Link::Begins);
         match link {
             Link::Begins => own.clear(),
             // It was torn while it began, or as good as that: there is nothing in it, and its link may be an old one.
@@ -184,7 +188,7 @@ fn chain(pool: &Inner, volume: VolumeId, found: &[Found]) -> Result<Vec<(u32, Se
         chain.push((slot, header));
     }
     chain.reverse();
-    Ok(chain)
+    Ok((chain, begins))
 }
 
 /// The slot whose records belong to `segment`, though both copies of its header have decayed. A slot with a valid

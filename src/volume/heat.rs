@@ -1,0 +1,458 @@
+//! Which regions are hot, and when they may cool.
+//!
+//! Pure: knows sets, indices and what was proven; neither time nor any device. [`super::admission`] tells it what
+//! happens, under its lock; [`super::marking`] carries what it wants to the disk.
+//!
+//! Changes come in *generations*: all regions that were touched since the last rotation. A generation is proven in
+//! three steps, in this order:
+//! 1. *Settled*: a cut can be named that covers all its changes; so each was answered by the store, and what was
+//!    unknown was read back into the log. The cut is what the proof needs of the log.
+//! 2. *Flushed*: a flush of the store has succeeded that was submitted after that.
+//! 3. *Covered*: the log is synced up to that cut, or an entry shows it. What a scan read is covered by an entry only,
+//!    since it did not go through the log.
+//!
+//! Invariants:
+//! - A change is admitted only where all its regions are durably hot ([`Heat::is_hot`]).
+//! - A region cools only if the newest generation that touched it is proven.
+//! - A cold region with changes that no entry shows is durably diverged, since the change of the marks that cools it
+//!   says so; those changes are in the synced log.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use crate::failpoint::{Safeguard, stands};
+use crate::marks::{Change, Facts, RegionSet};
+use crate::units::{LogIndex, REGION, Span};
+
+/// Regions that may be hot while nothing forces more (16 GiB): what a crash costs at most, and what a random load
+/// can touch without waiting for marks.
+pub const HOT_MAX: u64 = 4096;
+/// Regions that are made hot ahead of a sequential stream: it then waits for a mark once in 32 MiB, if at all.
+const AHEAD: u64 = 8;
+/// Proven generations whose regions stay hot for the next change of them, unless there are too many.
+const WARM: usize = 2;
+/// Proven generations that are kept apart; older ones are joined.
+const PROVEN_MAX: usize = 6;
+
+/// A change has to wait until the marks have come so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cold(pub u64);
+
+/// Names the generation that a flush of the store proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlushToken(u64);
+
+pub struct Heat {
+    /// Durably hot.
+    hot: RegionSet,
+    /// To be made hot by the next change of the marks.
+    wanted: RegionSet,
+    /// Being made hot by the change under way.
+    heating: RegionSet,
+    /// Durably diverged, or about to be.
+    diverged: RegionSet,
+    /// Hot for as long as the process lives: what the store holds there cannot be known.
+    stuck: RegionSet,
+    /// Touched since the last rotation.
+    young: RegionSet,
+    young_scanned: bool,
+    old: Option<Old>,
+    /// Oldest first.
+    proven: VecDeque<Proven>,
+    /// Of the last rotation.
+    generation: u64,
+    /// A generation was proven since the marks were changed last.
+    may_cool: bool,
+    /// Changes of the marks begun, and done.
+    begun: u64,
+    done: u64,
+    facts: Facts,
+    durable_heartbeat: u64,
+    /// Log and chain may have a higher heartbeat than the marks.
+    foretold: bool,
+    /// Of the change under way.
+    changing_heartbeat: u64,
+    /// Where the newest change ended, in regions: the next one tells whether it is a stream.
+    last: u64,
+    hot_max: u64,
+}
+
+struct Old {
+    generation: u64,
+    regions: RegionSet,
+    /// Index of the newest change.
+    through: LogIndex,
+    /// A scan is among the changes.
+    scanned: bool,
+    proof: Proof,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    None,
+    Settled { needs: LogIndex },
+    Flushed { needs: LogIndex },
+}
+
+struct Proven {
+    regions: RegionSet,
+    /// The log up to this record has all changes.
+    needs: LogIndex,
+}
+
+/// What the rest of the volume says at the moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// The newest cut that can be named.
+    pub cut: LogIndex,
+    pub synced: LogIndex,
+    pub published: LogIndex,
+}
+
+impl Heat {
+    /// The durable sets as they were found. What is `diverged` has changes in the log up to `through`.
+    pub fn new(size: u64, hot: RegionSet, diverged: RegionSet, through: LogIndex, facts: Facts) -> Self {
+        let empty = RegionSet::new(size);
+        let replayed = Proven { regions: diverged.clone(), needs: through };
+        Self {
+            hot,
+            wanted: empty.clone(),
+            heating: empty.clone(),
+            diverged,
+            stuck: empty.clone(),
+            young: empty,
+            young_scanned: false,
+            old: None,
+            proven: VecDeque::from([replayed]),
+            generation: 0,
+            may_cool: false,
+            begun: 0,
+            done: 0,
+            durable_heartbeat: facts.heartbeat,
+            foretold: false,
+            changing_heartbeat: facts.heartbeat,
+            facts,
+            last: u64::MAX,
+            hot_max: HOT_MAX,
+        }
+    }
+
+    /// Regions that a crash would have read again.
+    pub fn hot(&self) -> &RegionSet {
+        &self.hot
+    }
+
+    /// The heartbeat that the marks durably have.
+    pub fn heartbeat(&self) -> u64 {
+        self.durable_heartbeat
+    }
+
+    /// Whether a change of `span` may go on; if not, it is seen to, and says for what to wait.
+    pub fn claim(&mut self, span: Span) -> Result<(), Cold> {
+        if self.hot.contains_all(span) || !stands(Safeguard::HotBeforeWrite) {
+            return Ok(());
+        }
+        let regions = span.rounded_out(REGION);
+        let follows = (regions.start / REGION).checked_sub(1).is_some_and(|before| self.hot.contains(before));
+        self.want(if follows { ahead_of(span) } else { span });
+        Err(self.awaited(span))
+    }
+
+    /// The change of the marks with which all that is wanted of `span` is hot.
+    fn awaited(&self, span: Span) -> Cold {
+        Cold(if self.wanted.contains_any(span) { self.begun + 1 } else { self.begun })
+    }
+
+    /// Makes regions hot, those that are not, with the next change of the marks; says which one that is.
+    pub fn want(&mut self, span: Span) -> Cold {
+        self.wanted.insert_except(span, &self.hot, &self.heating);
+        self.awaited(span)
+    }
+
+    /// Whether the marks are to be changed.
+    pub fn is_wanting(&self) -> bool {
+        self.is_wanted() || self.may_cool || self.foretold
+    }
+
+    /// Whether regions are to be made hot.
+    pub fn is_wanted(&self) -> bool {
+        !self.wanted.is_empty()
+    }
+
+    /// Whether the marks have come as far as somebody waits for.
+    pub fn has_reached(&self, awaited: Cold) -> bool {
+        self.done >= awaited.0
+    }
+
+    /// A change of hot regions was admitted, or what stands in them was found out. True if the marks should be
+    /// changed soon: a stream is about to leave what is hot.
+    pub fn touch(&mut self, span: Span) -> bool {
+        self.young.insert(span);
+        let Some(end) = span.end.checked_sub(1).map(|last| last / REGION) else { return false };
+        let streaming = end == self.last.wrapping_add(1);
+        self.last = end;
+        let middle = Span::at((end + AHEAD / 2) * REGION, 1);
+        if !streaming || self.hot.contains_all(middle) || self.heating.contains_all(middle) {
+            return false;
+        }
+        self.want(ahead_of(span));
+        !self.wanted.is_empty()
+    }
+
+    /// A range was read in a scan.
+    pub fn touch_scanned(&mut self, span: Span) {
+        self.young.insert(span);
+        self.young_scanned = true;
+    }
+
+    /// Whether there is a generation to end: the one before is proven, and something was touched in this one or stays
+    /// hot because of those before.
+    pub fn can_rotate(&self) -> bool {
+        let warm = self.proven.len().saturating_sub(WARM);
+        let keeps_warm = self.proven.range(warm..).any(|proven| !proven.regions.is_empty());
+        self.old.is_none() && (!self.young.is_empty() || keeps_warm)
+    }
+
+    pub fn is_crowded(&self) -> bool {
+        self.hot.len() > self.hot_max
+    }
+
+    /// Ends the generation: its changes are those up to `newest`.
+    pub fn rotate(&mut self, newest: LogIndex) {
+        debug_assert!(self.old.is_none());
+        self.generation += 1;
+        if self.young.is_empty() {
+            return self.proved(Proven { regions: self.young.clone(), needs: LogIndex(0) });
+        }
+        let regions = std::mem::replace(&mut self.young, self.hot.emptied());
+        let scanned = std::mem::take(&mut self.young_scanned);
+        self.old = Some(Old { generation: self.generation, regions, through: newest, scanned, proof: Proof::None });
+    }
+
+    /// Before a flush is submitted to the store: what its success will prove.
+    pub fn flushing(&mut self, cut: LogIndex) -> Option<FlushToken> {
+        let old = self.old.as_mut()?;
+        let answered = cut >= old.through || !stands(Safeguard::CoolAfterReadBack);
+        if old.proof == Proof::None && answered {
+            old.proof = Proof::Settled { needs: cut };
+        }
+        matches!(old.proof, Proof::Settled { .. }).then_some(FlushToken(old.generation))
+    }
+
+    /// The flush has succeeded.
+    pub fn flushed(&mut self, token: FlushToken) {
+        if let Some(old) = self.old.as_mut().filter(|old| old.generation == token.0)
+            && let Proof::Settled { needs } = old.proof
+        {
+            old.proof = Proof::Flushed { needs };
+        }
+    }
+
+    /// Whether a flush is what is missing.
+    pub fn wants_flush(&self, standing: Standing) -> bool {
+        self.old.as_ref().is_some_and(|old| match old.proof {
+            Proof::None => standing.cut >= old.through,
+            Proof::Settled { .. } => true,
+            Proof::Flushed { .. } => false,
+        })
+    }
+
+    /// Takes note of what the log and the chain have come to cover.
+    pub fn prove(&mut self, standing: Standing) {
+        if !stands(Safeguard::CoolAfterFlush)
+            && let Some(old) = &mut self.old
+            && old.proof == Proof::None
+            && standing.cut >= old.through
+        {
+            old.proof = Proof::Flushed { needs: standing.cut };
+        }
+        let Some(Old { proof: Proof::Flushed { needs }, scanned, .. }) = self.old else { return };
+        let must_publish = scanned && stands(Safeguard::CoolAfterPublish);
+        let synced = !must_publish && (standing.synced >= needs || !stands(Safeguard::CoolAfterSync));
+        if !synced && standing.published < needs {
+            return;
+        }
+        if let Some(old) = self.old.take() {
+            self.proved(Proven { regions: old.regions, needs });
+        }
+    }
+
+    fn proved(&mut self, proven: Proven) {
+        self.proven.push_back(proven);
+        self.may_cool = true;
+        while self.proven.len() > PROVEN_MAX
+            && let Some(oldest) = self.proven.pop_front()
+            && let Some(next) = self.proven.front_mut()
+        {
+            next.regions.add(&oldest.regions);
+            next.needs = next.needs.max(oldest.needs);
+        }
+    }
+
+    /// The store may have forgotten what was not flushed, and flushes under way prove nothing.
+    pub fn disprove(&mut self) {
+        self.generation += 1;
+        if let Some(old) = self.old.take() {
+            self.young.add(&old.regions);
+            self.young_scanned |= old.scanned;
+        }
+    }
+
+    /// Regions that are hot now stay so as long as the process lives.
+    pub fn stick(&mut self) {
+        self.stuck.add(&self.hot);
+        self.stuck.add(&self.heating);
+    }
+
+    /// Everything that is hot is proven but for what is `marked`: the volume is at rest, flushed, and published.
+    pub fn settle(&mut self) -> Cold {
+        self.young.clear();
+        self.young_scanned = false;
+        self.old = None;
+        self.proven.clear();
+        self.hot_max = 0;
+        self.may_cool = true;
+        Cold(self.begun + 1)
+    }
+
+    /// The heartbeat is raised with the next change of the marks.
+    pub fn beat(&mut self) {
+        self.facts.heartbeat += 1;
+    }
+
+    /// Raises the heartbeat above what the marks have or are about to have, for the log and the chain to say it first;
+    /// the next change of the marks follows. None if that is so already.
+    pub fn foretell(&mut self) -> Option<u64> {
+        if self.foretold {
+            return None;
+        }
+        self.foretold = true;
+        self.facts.heartbeat += 1;
+        Some(self.facts.heartbeat)
+    }
+
+    pub fn foretold(&self) -> Option<u64> {
+        self.foretold.then_some(self.facts.heartbeat)
+    }
+
+    /// For marks that begin anew: a heartbeat higher than any.
+    pub fn renewed_facts(&mut self) -> Facts {
+        self.facts.heartbeat += 1;
+        self.facts.relied_on = LogIndex(0);
+        self.facts
+    }
+
+    /// The next change of the marks. `cooling` says whether regions may cool at all, and which may not.
+    pub fn change(&mut self, published: LogIndex, cooling: Option<&RegionSet>) -> Change {
+        debug_assert!(self.heating.is_empty());
+        self.begun += 1;
+        std::mem::swap(&mut self.heating, &mut self.wanted);
+        let mut change = Change { heat: runs(&self.heating), ..Change::default() };
+        if let Some(marked) = cooling
+            && std::mem::take(&mut self.may_cool)
+        {
+            change.cool = runs(&self.cooled(marked));
+            let before = std::mem::replace(&mut self.diverged, self.hot.emptied());
+            self.diverged = self.unpublished(published);
+            let (mut diverge, mut converge) = (self.diverged.clone(), before.clone());
+            diverge.subtract(&before);
+            converge.subtract(&self.diverged);
+            change.converge = runs(&converge);
+            if stands(Safeguard::DivergedWhenCooled) {
+                change.diverge = runs(&diverge);
+            }
+        }
+        let relied_on = self.proven.iter().filter(|proven| proven.needs > published).map(|proven| proven.needs).max();
+        self.facts.relied_on = relied_on.unwrap_or_default();
+        change.facts = self.facts;
+        self.changing_heartbeat = self.facts.heartbeat;
+        change
+    }
+
+    /// The change is durable.
+    pub fn changed(&mut self) {
+        self.hot.add(&self.heating);
+        self.heating.clear();
+        self.durable_heartbeat = self.changing_heartbeat;
+        self.foretold &= self.facts.heartbeat > self.durable_heartbeat;
+        self.done = self.begun;
+    }
+
+    /// The marks begin anew: all is durably hot, nothing diverged.
+    pub fn all_hot(&mut self, size: u64, facts: Facts) {
+        self.hot.insert(Span::new(0, size));
+        self.wanted.clear();
+        self.heating.clear();
+        self.diverged.clear();
+        self.facts = facts;
+        self.durable_heartbeat = facts.heartbeat;
+        self.foretold = false;
+        self.done = self.begun;
+    }
+
+    /// Takes out of the hot regions what may cool: all that was not touched for some generations; and if there are
+    /// too many, what was touched longest ago.
+    fn cooled(&mut self, marked: &RegionSet) -> RegionSet {
+        let mut cool = self.hot.clone();
+        cool.subtract(marked);
+        cool.subtract(&self.stuck);
+        cool.subtract(&self.young);
+        if let Some(old) = &self.old {
+            cool.subtract(&old.regions);
+        }
+        let warm = self.proven.len().saturating_sub(WARM);
+        let mut warmer: Vec<RegionSet> = Vec::new();
+        for proven in self.proven.range(warm..) {
+            let mut kept = cool.clone();
+            kept.subtract(&proven.regions);
+            let mut touched = cool.clone();
+            touched.subtract(&kept);
+            warmer.push(touched);
+        }
+        for touched in &warmer {
+            cool.subtract(touched);
+        }
+        // What was touched longest ago goes first.
+        let mut left = self.hot.len() - cool.len();
+        let room = if left > self.hot_max { self.hot_max - self.hot_max / 8 } else { left };
+        for touched in warmer {
+            for run in touched.runs() {
+                if left <= room {
+                    break;
+                }
+                let count = (run.end - run.start).min(left - room);
+                let part = Span::new(run.start * REGION, (run.start + count) * REGION);
+                let before = cool.len();
+                cool.insert(part);
+                left -= cool.len() - before;
+            }
+        }
+        self.hot.subtract(&cool);
+        cool
+    }
+
+    /// Cold regions with changes that no entry shows.
+    fn unpublished(&mut self, published: LogIndex) -> RegionSet {
+        let spare = self.proven.len().saturating_sub(WARM);
+        let mut at = 0;
+        self.proven.retain(|proven| {
+            at += 1;
+            proven.needs > published || at > spare
+        });
+        let mut diverged = self.hot.emptied();
+        for proven in self.proven.iter().filter(|proven| proven.needs > published) {
+            diverged.add(&proven.regions);
+        }
+        diverged.subtract(&self.hot);
+        diverged.subtract(&self.heating);
+        diverged
+    }
+}
+
+fn ahead_of(span: Span) -> Span {
+    Span::new(span.start, span.end.saturating_add(AHEAD * REGION))
+}
+
+fn runs(set: &RegionSet) -> Vec<Range<u64>> {
+    set.runs().collect()
+}
