@@ -74,6 +74,11 @@ pub enum OpenError {
          blank replacement must be restored first"
     )]
     OtherStore { recorded: String, found: String },
+    #[error(
+        "the store has {found} bytes, and the newest entry {recorded}: what was cut off is in the remote; enlarge the \
+         store, or begin a new volume under another name"
+    )]
+    Shrunk { recorded: u64, found: u64 },
     /// The last entry written before was written by a newer program.
     #[error("entry {number} was written by a newer version of Umbra; this one must not continue the chain")]
     Newer { number: EntryNumber, source: FormatError },
@@ -93,6 +98,8 @@ impl OpenError {
                 | Self::NameTaken { .. }
                 | Self::Vanished { .. }
                 | Self::OtherStore { .. }
+                | Self::Shrunk { .. }
+                | Self::InUse { .. }
                 | Self::Newer { .. }
                 | Self::Exhausted { .. }
         )
@@ -250,6 +257,9 @@ impl Standing {
         };
         if !ours && !opening.adopt {
             return Err(OpenError::NameTaken { name: name.clone(), volume });
+        }
+        if let Some(content) = self.content.as_ref().filter(|content| content.size > opening.size) {
+            return Err(OpenError::Shrunk { recorded: content.size, found: opening.size });
         }
         let Some(last) = &self.gateway else { return Ok(()) };
         let (seen, silence) = (now.since(last.time), self.silence());

@@ -219,7 +219,11 @@ fn newest_point(volume: &VolumeStatus, now: Timestamp) -> (String, String) {
 }
 
 fn log_used(volume: &VolumeStatus) -> String {
-    format!("{} ({}%)", human_bytes(volume.log.used), percent(volume.log.used, volume.log.size))
+    let used = format!("{} ({}%)", human_bytes(volume.log.used), percent(volume.log.used, volume.log.size));
+    match volume.log.full_in_seconds.and_then(|left| Duration::try_from_secs_f64(left).ok()) {
+        Some(left) => format!("{used}, full in {}", human_duration(left)),
+        None => used,
+    }
 }
 
 fn scan(volume: &VolumeStatus, left: Option<Duration>) -> String {
@@ -253,7 +257,7 @@ mod tests {
             lag_seconds: 2.25,
             late: false,
             newest_point: Some(PointStatus { number: 812, time: "2026-11-22T12:00:00Z".to_owned() }),
-            log: LogStatus { used: 256 * MIB, size: GIB },
+            log: LogStatus { used: 256 * MIB, size: GIB, full_in_seconds: Some(125.0) },
             scanned: 256 * MIB,
             total: GIB,
             hot: 0,
@@ -274,8 +278,18 @@ mod tests {
         let error = Some("put: connection refused".to_owned());
         let text =
             shown(VolumeStatus { late: true, last_error: error, ..volume() }, &mut Scans::default(), Instant::now());
-        for part in ["disk0", "resyncing", "1.0 GiB", "3.0 MiB", "17", "2.2s", "812", "2m 5s", "256.0 MiB (25%)", "25%"]
-        {
+        for part in [
+            "disk0",
+            "resyncing",
+            "1.0 GiB",
+            "3.0 MiB",
+            "17",
+            "2.2s",
+            "812",
+            "2m 5s",
+            "256.0 MiB (25%), full in 2m 5s",
+            "25%",
+        ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }
         let lines: Vec<_> = text.lines().collect();

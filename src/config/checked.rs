@@ -13,7 +13,7 @@ use object_store::gcp::GoogleConfigKey;
 
 use super::place::{Listen, Place, Store, join, straightened};
 use super::problem::{Fault, Problem, Section};
-use super::written::{self, Fencing, Options, SyncMode, WhenMarksFail};
+use super::written::{self, Fencing, Options, SyncMode, WhenFull, WhenMarksFail};
 use crate::format::names::VolumeName;
 use crate::units::{KIB, MIB, TIB, VOLUME_MAX};
 
@@ -53,6 +53,8 @@ pub struct Log {
     /// Bytes of the pool of all volumes.
     pub size: u64,
     pub sync: SyncMode,
+    /// The longest delay of a write while the log is getting full; none is no delay.
+    pub throttle: Option<Duration>,
     pub when_marks_fail: WhenMarksFail,
 }
 
@@ -94,6 +96,8 @@ pub const LOG_SEGMENTS_PER_VOLUME: u64 = 4;
 /// More than any disk that a log would be put on; catches a slipped unit.
 const LOG_SIZE_MAX: u64 = 64 * TIB;
 
+/// Below, a delay is none; above, clients take the disk for dead.
+const THROTTLE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(10));
 /// Below, an epoch is over before its two puts are; above, more is lost with a site than asynchronous copying is for.
 const EPOCH: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// A year: catches a slipped unit.
@@ -282,8 +286,15 @@ impl Check<'_> {
             _ if size > LOG_SIZE_MAX => Err(Fault::BytesOutside { min: needed, max: LOG_SIZE_MAX }),
             _ => Ok(size),
         });
-        let size = self.value(&Section::Log, "size", &written.size, size)?;
-        Some(Log { size, sync: written.sync, when_marks_fail: written.when_marks_fail })
+        let size = self.value(&Section::Log, "size", &written.size, size);
+        let (min, max) = THROTTLE;
+        let throttle = duration(&written.throttle_max).and_then(|bound| {
+            if (min..=max).contains(&bound) { Ok(bound) } else { Err(Fault::DurationOutside { min, max }) }
+        });
+        let shown = written.throttle_max.as_str();
+        let throttle = self.value(&Section::Log, "throttle_max", format_args!("{shown:?}"), throttle)?;
+        let throttle = (written.when_full == WhenFull::Throttle).then_some(throttle);
+        Some(Log { size: size?, sync: written.sync, throttle, when_marks_fail: written.when_marks_fail })
     }
 
     fn snapshot(&mut self, written: &written::Snapshot) -> Option<Snapshot> {

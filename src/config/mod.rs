@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 pub use self::checked::{Config, Log, Rate, Remote, Snapshot, Upload, Volume};
 pub use self::place::{Listen, Place, Store};
 pub use self::problem::{Fault, Problem, Section};
-pub use self::written::{Fencing, Options, SyncMode, WhenMarksFail};
+pub use self::written::{Fencing, Options, SyncMode, WhenFull, WhenMarksFail};
 
 /// Why there is no configuration to be had.
 #[derive(Debug, thiserror::Error)]

@@ -111,7 +111,10 @@ fn the_examples_have_every_kind_of_store_and_remote() {
 fn the_defaults_are_those_of_the_contract() {
     let config = parse(MINIMAL).unwrap();
     assert_eq!(config.state, Path::new("/etc/umbra/umbra-state"));
-    assert_eq!(config.log, Log { size: 8 * GIB, sync: SyncMode::Background, when_marks_fail: WhenMarksFail::Forward });
+    assert_eq!(
+        config.log,
+        Log { size: 8 * GIB, sync: SyncMode::Background, throttle: None, when_marks_fail: WhenMarksFail::Forward }
+    );
     assert_eq!(config.snapshot.epoch, Duration::from_secs(5));
     assert_eq!(config.upload, Upload { rate: Rate::Unlimited, parallel: 8 });
     assert_eq!(config.remote.fencing, Fencing::ConditionalPut);

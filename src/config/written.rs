@@ -99,6 +99,12 @@ pub struct Log {
     /// `background` (default): synced every 100–250 ms, no client waits. `flush`: a client's flush waits for the log
     /// too, so that the log survives the store's death to the last flush; costs one sync of the log's disk per flush.
     pub sync: SyncMode,
+    /// What becomes of clients as the log fills up. `overflow` (default): nothing; a full log pauses shadowing, and what
+    /// changes meanwhile is compared afterwards. `throttle`: from half full on their writes are delayed, the more the
+    /// fuller, so that the uplink may keep up.
+    pub when_full: WhenFull,
+    /// The longest delay of one write by `throttle`, 1ms to 10s; default 500ms. It is what clients pay for a slow uplink.
+    pub throttle_max: Time,
     /// What becomes of writes to regions that cannot be marked, since the state folder's disk fails or does not answer
     /// for 2 s. `forward` (default): they go on; nothing is published until the marks can be written, and the volume is
     /// compared in full. `refuse`: they fail with EIO until then, for those who would rather stop than be unprotected.
@@ -107,7 +113,13 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { size: "8GiB".into(), sync: SyncMode::Background, when_marks_fail: WhenMarksFail::Forward }
+        Self {
+            size: "8GiB".into(),
+            sync: SyncMode::Background,
+            when_full: WhenFull::Overflow,
+            throttle_max: "500ms".into(),
+            when_marks_fail: WhenMarksFail::Forward,
+        }
     }
 }
 
@@ -161,6 +173,15 @@ pub enum SyncMode {
     #[default]
     Background,
     Flush,
+}
+
+/// What becomes of clients as the log fills up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    #[default]
+    Overflow,
+    Throttle,
 }
 
 /// What becomes of writes to regions that cannot be marked.

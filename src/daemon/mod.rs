@@ -14,14 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::chain::Opening;
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, Identity};
 use crate::format::VolumeId;
 use crate::nbd::{Address, BindError, Export, Server};
 use crate::remote::probe::{ConditionalPuts, conditional_puts};
@@ -29,6 +31,7 @@ use crate::remote::{Limits, Remote};
 use crate::snapshot::publisher::{self, Expected, Left, Parts};
 use crate::snapshot::status::Report;
 use crate::snapshot::upload::Memory;
+use crate::status::forecast::Forecast;
 use crate::status::{self, LogStatus, PointStatus, Status, StatusError, VolumeStatus};
 use crate::units::Generation;
 use crate::volume::boot::{self, Found};
@@ -62,6 +65,16 @@ pub enum StartError {
     State(#[from] StateError),
     #[error("open the store of volume {volume}")]
     Store { volume: String, source: StoreError },
+    #[error(
+        "the store of volume {volume} is {found:?}, and {recorded:?} was shadowed by this name; if it holds the \
+         volume's data (restored, moved), start with --adopt: it is then compared in full"
+    )]
+    OtherStore { volume: String, recorded: String, found: String },
+    #[error(
+        "the store of volume {volume} has {found} bytes, and {recorded} were shadowed: what was cut off is in the \
+         remote; enlarge the store, or begin a new volume under another name"
+    )]
+    Shrunk { volume: String, recorded: u64, found: u64 },
     #[error("open the remote {url}")]
     Remote { url: String, source: crate::remote::OpenError },
     #[error("write the region marks of volume {volume} in the state folder")]
@@ -111,6 +124,7 @@ struct Watched {
     report: Arc<Report>,
     max_age: Duration,
     late: AtomicBool,
+    forecast: Mutex<Forecast>,
 }
 
 impl Gateway {
@@ -129,6 +143,7 @@ impl Gateway {
         for (written, store) in stores {
             let name = written.name.to_string();
             let kept = state.volume(&name)?;
+            same_store(&name, kept.store.as_ref(), &store.identity(), options)?;
             let marks = find_marks(&state, &name, &kept, store.as_ref(), options).await?;
             found.push((written, store, kept, marks));
         }
@@ -153,6 +168,7 @@ impl Gateway {
             })?;
             let settings = volume::Settings {
                 sync_log: config.log.sync == config::SyncMode::Flush,
+                throttle: config.log.throttle,
                 marks_fail: match config.log.when_marks_fail {
                     config::WhenMarksFail::Forward => MarksFail::Forward,
                     config::WhenMarksFail::Refuse => MarksFail::Refuse,
@@ -195,6 +211,7 @@ impl Gateway {
                 report,
                 max_age: written.max_age,
                 late: AtomicBool::new(false),
+                forecast: Mutex::default(),
             });
             starting.push((Running { name, volume, store, clean: kept.clean, publisher: None }, publisher));
         }
@@ -247,7 +264,7 @@ impl Gateway {
         }
         info!(at_most = ?LEAVE_MAX, "stopping: publishing what is left");
         self.stop_publishing.send_replace(true);
-        let deadline = tokio::time::Instant::now() + LEAVE_MAX;
+        let deadline = Instant::now() + LEAVE_MAX;
         let mut unfinished = Vec::new();
         for mut running in self.volumes {
             let left = match running.publisher.take() {
@@ -264,7 +281,7 @@ impl Gateway {
 }
 
 /// What the publisher left, if it ends in time.
-async fn end_of(mut publisher: JoinHandle<Option<Left>>, deadline: tokio::time::Instant) -> Option<Left> {
+async fn end_of(mut publisher: JoinHandle<Option<Left>>, deadline: Instant) -> Option<Left> {
     match tokio::time::timeout_at(deadline, &mut publisher).await {
         Ok(left) => left.ok().flatten(),
         Err(_) => {
@@ -296,14 +313,32 @@ async fn find_marks(
     let found = task::blocking(move || Found::read(&of, log, size, marks::open_io(&path)?)).await;
     let mut found = found.expect("reading marks does not panic").map_err(failed)?;
     let identity = store.identity();
-    let left = kept.clean.as_ref().map(|clean| &clean.store);
-    if left.is_some_and(|left| *left != identity) {
+    let modified = |kept: &Identity| (kept.name.clone(), kept.modified) != (identity.name.clone(), identity.modified);
+    let left = kept.clean.as_ref().map(|clean| &clean.store).filter(|left| modified(left));
+    let other = kept.store.as_ref().filter(|last| last.name != identity.name);
+    if left.is_some() || other.is_some() {
         warn!(volume = name, ?left, found = ?identity, "the store is not as the last stop left it; comparing it in full");
     } else if !options.compare {
         return Ok(found);
     }
     found.distrust().map_err(failed)?;
     Ok(found)
+}
+
+/// Refuses a store that is not the one that was shadowed by this name, and one that was cut.
+fn same_store(name: &str, last: Option<&Identity>, found: &Identity, options: Options) -> Result<(), StartError> {
+    let Some(last) = last else { return Ok(()) };
+    if last.name != found.name && !options.adopt {
+        let (recorded, found) = (last.name.clone(), found.name.clone());
+        return Err(StartError::OtherStore { volume: name.to_owned(), recorded, found });
+    }
+    if found.size < last.size {
+        return Err(StartError::Shrunk { volume: name.to_owned(), recorded: last.size, found: found.size });
+    }
+    if found.size > last.size {
+        info!(volume = name, from = last.size, to = found.size, "the store has grown; what is new is compared");
+    }
+    Ok(())
 }
 
 /// Opens the log, or makes it anew; before that the marks take note of what is lost with the old one.
@@ -430,7 +465,9 @@ async fn keep_house(state: Arc<StateFolder>, sequences: Arc<Sequences>, watched:
 
 impl Watched {
     fn alarm(&self) {
-        let age = self.volume.lag().age;
+        let lag = self.volume.lag();
+        self.forecast.lock().sample(Instant::now(), lag.bytes);
+        let age = lag.age;
         let late = age > self.max_age;
         if self.late.swap(late, Ordering::Relaxed) == late {
             return;
@@ -447,6 +484,7 @@ impl Watched {
         let Self { volume, report, .. } = self;
         let lag = volume.lag();
         let log = volume.log();
+        let full_in = self.forecast.lock().full_in(log.capacity_bytes()).filter(|_| volume.state().logs());
         VolumeStatus {
             name: volume.name().to_owned(),
             state: volume.state().name().to_owned(),
@@ -458,7 +496,11 @@ impl Watched {
             newest_point: report
                 .newest_point()
                 .map(|point| PointStatus { number: point.number.0, time: point.time.to_string() }),
-            log: LogStatus { used: log.used_bytes(), size: log.capacity_bytes() },
+            log: LogStatus {
+                used: log.used_bytes(),
+                size: log.capacity_bytes(),
+                full_in_seconds: full_in.map(|left| left.as_secs_f64().round()),
+            },
             scanned: volume.size() - volume.scan_left(),
             total: volume.size(),
             hot: volume.hot_bytes(),

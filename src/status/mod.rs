@@ -3,6 +3,8 @@
 //! The protocol: whoever connects is sent one JSON document ([`Status`]) and the connection is closed. The socket lies
 //! in a folder that only its owner may enter; nothing secret and nothing of the volumes' content is in the document.
 
+pub mod forecast;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +69,8 @@ pub struct LogStatus {
     /// Bytes.
     pub used: u64,
     pub size: u64,
+    /// Until it overflows, if it goes on filling up as it does; absent if it does not.
+    pub full_in_seconds: Option<f64>,
 }
 
 #[derive(Debug, thiserror::Error)]

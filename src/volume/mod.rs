@@ -65,6 +65,8 @@ const LOG_FULL: &str = "the log is full or failed";
 pub struct Settings {
     /// Flushes wait for the log too.
     pub sync_log: bool,
+    /// The longest that a change is delayed while the log is getting full; none is no delay.
+    pub throttle: Option<Duration>,
     pub marks_fail: MarksFail,
     pub pace: Pace,
 }
@@ -329,7 +331,16 @@ impl Core {
     /// What lies outside the volume has no place in the log; it is refused as the store would refuse it.
     fn change(self: &Arc<Self>, offset: u64, length: u64, request: Request, fua: bool) -> Pending<()> {
         match self.geometry.admit_change(offset, length) {
-            Ok(()) => self.submit(Span::at(offset, length), request, fua),
+            Ok(()) => match self.settings.throttle.and_then(|most| throttled(most, self.log.fill())) {
+                None => self.submit(Span::at(offset, length), request, fua),
+                Some(delay) => {
+                    let core = self.clone();
+                    detached(async move {
+                        tokio::time::sleep(delay).await;
+                        core.submit(Span::at(offset, length), request, fua).await
+                    })
+                }
+            },
             Err(refused) => Pending::ready(Err(refused)),
         }
     }
@@ -597,6 +608,12 @@ impl Core {
             self.urgent.notify_one();
         }
     }
+}
+
+/// How long a change is delayed when the log is so full: nothing up to the half, then ever more.
+fn throttled(most: Duration, fill: f64) -> Option<Duration> {
+    let excess = (fill - 0.5).max(0.0) * 2.0;
+    (excess > 0.0).then(|| most.mul_f64(excess * excess))
 }
 
 /// Filled up with zeroes to whole sectors; copies only at the end of an odd-sized volume.

@@ -259,6 +259,13 @@ impl VolumeLog {
         self.0.0.pool.volume_capacity()
     }
 
+    /// How full the log is, from 0 to 1: its segments, or the memory of what waits to be written.
+    pub fn fill(&self) -> f64 {
+        let segments = self.used_bytes() as f64 / self.capacity_bytes().max(1) as f64;
+        let memory = self.0.0.pool.in_flight.load(Ordering::Relaxed) as f64 / self.0.0.pool.limits.in_flight as f64;
+        segments.max(memory).min(1.0)
+    }
+
     /// Bytes of memory held by records that are not written yet.
     pub fn queued_bytes(&self) -> u64 {
         let queue = lock(&self.0.0.queue);
