@@ -8,6 +8,7 @@ mod trace;
 mod crashes;
 mod cuts;
 mod malformed;
+mod outages;
 mod remotes;
 mod restoring;
 mod safety;

@@ -13,10 +13,19 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use clients::{Fio, Load, Nbdkit, Stamper, program, python};
+pub use clients::{Fio, Latency, Load, Nbdkit, Stamper, program, python};
 pub use gateway::{Gateway, INTERRUPTED, REMOTE_AWAY, STORE_CHANGED};
-pub use process::{Finished, Running, run};
+pub use process::{Finished, Memory, Running, run};
 pub use remotes::{Azurite, Moto};
+
+/// How much of what is endless a test does: little in CI, more where `UMBRA_LONG` is 1.
+pub fn extent(in_ci: u32, long: u32) -> u32 {
+    match std::env::var("UMBRA_LONG").as_deref() {
+        Ok("1") => long,
+        Err(_) | Ok("") | Ok("0") => in_ci,
+        Ok(other) => panic!("UMBRA_LONG is {other:?}; it can be 1 or absent"),
+    }
+}
 
 pub const MIB: u64 = 1 << 20;
 /// No single command of a test takes longer on a machine that works.
