@@ -289,7 +289,8 @@ impl Publisher {
 
     /// Publishes what there is to say, if anything; ends an overflow when that is done.
     async fn step(&mut self, leaving: bool) -> Result<(), End> {
-        let cut = self.volume.cut();
+        let named = self.slices.name(&self.volume);
+        let cut = named.cut;
         self.seal_scan(leaving).await?;
         let news = cut.index > self.volume.published().index || !self.scan_packs.is_empty();
         self.volume.has_come_back();
@@ -301,7 +302,7 @@ impl Publisher {
         let owed = exact && shadowing && (self.draft || self.last_entry.elapsed() >= IDLE_POINT_EVERY);
         if exact || leaving || !self.scan_packs.is_empty() || self.volume.says_something(cut.index) {
             if news || owed || leaving {
-                self.publish(cut, exact, leaving).await?;
+                self.publish(named, exact, leaving).await?;
             }
         } else if news {
             // A draft that says nothing is not worth an entry.
@@ -335,9 +336,10 @@ impl Publisher {
         Ok(())
     }
 
-    async fn publish(&mut self, cut: Cut, exact: bool, leaving: bool) -> Result<(), End> {
+    async fn publish(&mut self, named: SliceCut, exact: bool, leaving: bool) -> Result<(), End> {
+        let cut = named.cut;
         let published = self.volume.published();
-        let mut slices = self.slices.take(published.index, cut);
+        let mut slices = self.slices.take(published.index, named);
         // What a scan read shows in every slice: only the last is one cut.
         if (self.draft || !exact || !self.scan_packs.is_empty()) && slices.len() > 1 {
             slices.drain(..slices.len() - 1);
