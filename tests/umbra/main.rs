@@ -7,6 +7,7 @@ mod trace;
 
 mod crashes;
 mod cuts;
+mod filesystems;
 mod malformed;
 mod outages;
 mod remotes;

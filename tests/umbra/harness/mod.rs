@@ -1,6 +1,7 @@
 //! Runs the real binary in a folder of its own, and the clients and servers around it.
 
 mod clients;
+mod disks;
 mod gateway;
 mod process;
 mod remotes;
@@ -14,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use clients::{Fio, Latency, Load, Nbdkit, Stamper, program, python};
+pub use disks::{Filesystem, LoopDevice, NbdFuse};
 pub use gateway::{Gateway, INTERRUPTED, REMOTE_AWAY, STORE_CHANGED};
 pub use process::{Finished, Memory, Running, run};
 pub use remotes::{Azurite, Moto};
