@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::{COMMAND_LIMIT, Finished, Running, run};
@@ -146,7 +147,7 @@ impl Stamper {
 
 /// An nbdkit on a unix socket.
 pub struct Nbdkit {
-    _process: Running,
+    process: Running,
     socket: PathBuf,
 }
 
@@ -163,11 +164,15 @@ impl Nbdkit {
             assert!(process.is_running() && Instant::now() < end, "nbdkit did not start\n{}", process.said());
             std::thread::sleep(Duration::from_millis(10));
         }
-        Self { _process: process, socket: socket.to_owned() }
+        Self { process, socket: socket.to_owned() }
     }
 
     pub fn uri(&self) -> String {
         format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 }
 
