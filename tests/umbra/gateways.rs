@@ -89,7 +89,7 @@ fn a_second_gateway_on_the_same_file_is_refused_and_harms_nothing() {
     for word in ["is open for writing in another program", store.to_str().unwrap()] {
         assert!(refused.stderr.contains(word), "no word of {word}: {}", refused.stderr);
     }
-    assert!(!other.path("remote").exists(), "something was published");
+    assert!(!other.path("remote/names").exists(), "something was published");
     write(&gateway, &scene);
     gateway.settle();
     gateway.stop();

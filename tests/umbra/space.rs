@@ -55,7 +55,7 @@ fn a_full_disk_of_the_state_folder_fails_no_client_and_makes_no_wrong_point() {
 
     let config = scene.config();
     let refused = scene.run(&["serve", config.to_str().unwrap(), "--log", "json"]).expect_code(1);
-    assert!(refused.stderr.contains("state/volumes/disk0"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("/state/"), "{}", refused.stderr);
     assert!(refused.stderr.contains("No space left"), "{}", refused.stderr);
 
     fs::remove_file(ballast).unwrap();
@@ -109,7 +109,11 @@ fn a_log_that_may_not_be_written_fails_no_client_and_makes_no_wrong_point() {
 #[test]
 fn a_store_that_may_not_be_written_past_a_limit_gives_its_own_error() {
     let scene = Scene::new(64 * MIB);
-    let mut gateway = scene.serve().allow("the store failed a change; reading back what it holds");
+    let mut gateway = scene.serve().allow_each(&[
+        "the store failed a change; reading back what it holds",
+        // qemu-io asks for FUA, so that what was written before is in doubt too.
+        "the store failed a flush; it will be compared in full",
+    ]);
     gateway.settle();
     let limit = format!("--fsize={}", 32 * MIB);
     program("prlimit", &["--pid", &gateway.pid().to_string(), &limit]).ok();
