@@ -10,6 +10,8 @@ moto=5.2.2
 azurite=3.35.0
 
 has_command() { command -v "$1" >/dev/null; }
+has_sbin() { has_command "$1" || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
+has_sqlite() { [ -x "$python" ] && "$python" -c 'import sqlite3' 2>/dev/null; }
 has_libnbd() { [ -x "$python" ] && "$python" -c 'import nbd' 2>/dev/null; }
 has_venv() { [ -x "$python" ] && "$python" -c 'import venv, ensurepip' 2>/dev/null; }
 has_fio() { has_command fio && fio --enghelp 2>/dev/null | grep -qw nbd; }
@@ -20,8 +22,12 @@ has_azurite() { [ -x "$tools/node_modules/.bin/azurite-blob" ]; }
 # Prints the Debian packages whose part is absent.
 absent() {
     has_command nbdkit || echo nbdkit
-    { has_command nbdinfo && has_command nbdcopy; } || echo libnbd-bin
+    { has_command nbdinfo && has_command nbdcopy && has_command nbdfuse; } || echo libnbd-bin
     has_libnbd || echo python3-libnbd
+    has_sqlite || echo libpython3-stdlib
+    { has_sbin mkfs.ext4 && has_sbin e2fsck; } || echo e2fsprogs
+    { has_sbin losetup && has_command mount; } || echo mount
+    has_command prlimit || echo util-linux
     has_fio || echo fio
     { has_command qemu-img && has_command qemu-io; } || echo qemu-utils
     has_command node || echo nodejs

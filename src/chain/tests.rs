@@ -187,6 +187,7 @@ async fn an_open_shows_what_the_newest_entry_showed() {
 
 // The conflict table, while publishing.
 
+/// Fault test 27.
 #[tokio::test]
 async fn a_put_whose_answer_was_lost_has_published() {
     let world = World::new();
@@ -322,6 +323,7 @@ async fn a_newer_program_fences_and_is_not_taken_for_noise() {
 
 // Outcomes that are not known.
 
+/// Fault test 10.
 #[tokio::test]
 async fn a_number_is_tried_with_one_content_only() {
     let world = World::new();
@@ -338,6 +340,7 @@ async fn a_number_is_tried_with_one_content_only() {
     world.check_chain().await;
 }
 
+/// Fault test 28.
 #[tokio::test]
 async fn a_write_that_lands_after_it_was_given_up_is_published_once() {
     let world = World::new();
@@ -352,6 +355,7 @@ async fn a_write_that_lands_after_it_was_given_up_is_published_once() {
     assert_eq!(world.check_chain().await.len(), 3);
 }
 
+/// Fault test 28.
 #[tokio::test]
 async fn a_lost_attempt_that_lost_its_number_never_appears() {
     let world = World::new();
@@ -367,6 +371,7 @@ async fn a_lost_attempt_that_lost_its_number_never_appears() {
     world.check_chain().await;
 }
 
+/// Fault test 9.
 #[tokio::test]
 async fn what_was_dropped_half_way_is_settled_first() {
     let world = World::new();
@@ -379,6 +384,7 @@ async fn what_was_dropped_half_way_is_settled_first() {
     assert_eq!((published.settled, published.entry.sequence), (true, Sequence(10)));
 }
 
+/// Fault tests 26 to 28.
 #[tokio::test]
 async fn no_seed_of_faults_makes_a_gap_or_a_second_copy() {
     for seed in 0..40 {
@@ -407,6 +413,7 @@ async fn no_seed_of_faults_makes_a_gap_or_a_second_copy() {
 
 // Generations.
 
+/// Fault test 36.
 #[tokio::test]
 async fn a_generation_that_was_paused_wakes_up_fenced() {
     // Counterexample 3: generation 1 sleeps before its put; generation 2 opens there and goes on.
@@ -423,6 +430,7 @@ async fn a_generation_that_was_paused_wakes_up_fenced() {
     assert!(world.check_chain().await.iter().skip(2).all(|entry| entry.generation == Generation(2)));
 }
 
+/// Fault test 36.
 #[tokio::test]
 async fn clones_with_the_same_bytes_both_succeed_and_one_is_fenced_next() {
     let world = World::new();
@@ -603,6 +611,7 @@ async fn another_store_is_refused_until_it_is_adopted() {
     assert!(matches!(world.try_open(opening(A)).await, Err(OpenError::OtherStore { .. })));
 }
 
+/// Fault test 9, for the opening.
 #[tokio::test]
 async fn a_crash_anywhere_in_a_first_opening_leaves_nothing_in_the_way() {
     for fault in [Fault::Status(403), Fault::LostAnswer] {
@@ -618,6 +627,7 @@ async fn a_crash_anywhere_in_a_first_opening_leaves_nothing_in_the_way() {
     }
 }
 
+/// Fault test 30.
 #[tokio::test]
 async fn publishing_needs_no_list_no_overwrite_and_no_delete() {
     let world = World::new();
@@ -654,6 +664,7 @@ async fn a_store_that_denies_what_is_not_there_is_written_and_read() {
 
 // Reading.
 
+/// Fault test 30.
 #[tokio::test]
 async fn the_end_is_found_from_any_hint() {
     let world = World::new();

@@ -1,5 +1,6 @@
 //! `umbra serve`: runs the gateway until it is told to stop.
 
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use super::ServeArgs;
@@ -15,6 +16,8 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error| Failure::new("serve", &file).because(error);
     let config = config::load(&args.config).map_err(|error| failed(&error))?;
     let mut stops = Stops::new().map_err(|error| failed(&error))?;
+    // A write past a limit on the size of files is to fail like any write, and not to end the process for all clients.
+    let _past_a_limit = signal(SignalKind::from_raw(libc::SIGXFSZ)).map_err(|error| failed(&error))?;
     let options = Options { compare: args.compare, adopt: args.adopt, take_over: args.take_over };
     let gateway = tokio::select! {
         started = Gateway::start(&config, options) => started.map_err(|error| failed(&error))?,

@@ -377,6 +377,7 @@ proptest! {
         prop_assert!(verify_pack(&keys(), &damaged.into(), &whole).is_err(), "even where the hash was made to match");
     }
 
+    /// Fault tests 5 and 25.
     #[test]
     fn a_log_header_is_believed_only_whole_and_at_its_place(seed: u64, at in 0..RECORD_HEADER, change in 1u8..) {
         let header = header(&mut Dice(seed));

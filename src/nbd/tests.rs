@@ -156,6 +156,7 @@ async fn a_handshake_that_cannot_go_on_is_dropped() {
     }
 }
 
+/// Fault test 39.
 #[tokio::test]
 async fn a_flood_of_options_ends_the_connection() {
     let (mut client, serving) = one(shared(|_| ()));
@@ -519,6 +520,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Whatever comes after a handshake, the session ends by itself; nothing panics.
+    /// Fault test 39.
     #[test]
     fn no_bytes_confuse_a_session(
         requests in proptest::collection::vec((any::<u16>(), 0u16..12, any::<u64>(), any::<u32>()), 0..40),
@@ -552,6 +554,7 @@ proptest! {
         });
     }
 
+    /// Fault test 39.
     #[test]
     fn no_bytes_confuse_a_negotiation(
         options in proptest::collection::vec((0u32..12, proptest::collection::vec(any::<u8>(), 0..40)), 0..20),

@@ -73,6 +73,7 @@ async fn errors_that_pass_are_not_seen() {
     assert!(remote.stats().last_error().unwrap().message.contains("not done after"));
 }
 
+/// Fault test 31.
 #[tokio::test]
 async fn bytes_that_are_too_few_or_of_another_range_are_never_returned() {
     let (store, remote) = faulty();
@@ -87,6 +88,7 @@ async fn bytes_that_are_too_few_or_of_another_range_are_never_returned() {
     assert!(matches!(error, RemoteError::Corrupt { expected: 10, got: 5, .. }), "{error:?}");
 }
 
+/// Fault test 27.
 #[tokio::test]
 async fn a_put_whose_answer_was_lost_is_found_to_exist() {
     let (store, remote) = faulty();
@@ -95,6 +97,7 @@ async fn a_put_whose_answer_was_lost_is_found_to_exist() {
     assert_eq!(remote.get("k").await.unwrap(), "x");
 }
 
+/// Fault test 33.
 #[tokio::test]
 async fn a_black_hole_or_a_drip_costs_only_its_own_operation() {
     let (store, remote) = faulty();

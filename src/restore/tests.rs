@@ -133,6 +133,7 @@ async fn packs(world: &World) -> Vec<String> {
     keys
 }
 
+/// Fault tests 24 and 34.
 #[tokio::test]
 async fn a_damaged_or_missing_pack_is_named_and_nothing_wrong_is_written() {
     let size = 5 * MIB;
@@ -165,6 +166,7 @@ async fn a_damaged_or_missing_pack_is_named_and_nothing_wrong_is_written() {
     assert!(failures >= 3 * keys.len());
 }
 
+/// Fault test 31.
 #[tokio::test]
 async fn damage_on_the_way_heals_at_the_second_attempt() {
     let size = 3 * MIB;

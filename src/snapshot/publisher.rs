@@ -313,7 +313,8 @@ impl Publisher {
         if self.volume.state() == State::Untracked {
             return Ok(());
         }
-        let cut = self.volume.cut();
+        let named = self.slices.name(&self.volume);
+        let cut = named.cut;
         self.seal_scan(leaving).await?;
         let news = cut.index > self.volume.published().index || !self.scan_packs.is_empty();
         self.volume.has_come_back();
@@ -326,7 +327,7 @@ impl Publisher {
         let owed = exact && shadowing && (self.draft || self.scanned || idle);
         let says_something = !self.scan_packs.is_empty() || self.volume.says_something(cut.index);
         if says_something || owed || leaving || (exact && cut.sequence > self.volume.published().sequence) {
-            self.publish(cut, exact, leaving).await?;
+            self.publish(named, exact, leaving).await?;
         } else if news {
             // What changes nothing is not worth an entry.
             self.volume.set_published(cut, exact);
@@ -370,9 +371,10 @@ impl Publisher {
         Ok(())
     }
 
-    async fn publish(&mut self, cut: Cut, exact: bool, leaving: bool) -> Result<(), End> {
+    async fn publish(&mut self, named: SliceCut, exact: bool, leaving: bool) -> Result<(), End> {
+        let cut = named.cut;
         let published = self.volume.published();
-        let mut slices = self.slices.take(published.index, cut);
+        let mut slices = self.slices.take(published.index, named);
         // What a scan read shows in every slice: only the last is one cut.
         if (self.draft || !exact || !self.scan_packs.is_empty()) && slices.len() > 1 {
             slices.drain(..slices.len() - 1);

@@ -13,6 +13,7 @@ use crate::volume::{Cut, Volume};
 /// How often a cut is named.
 pub const SLICE_EVERY: Duration = Duration::from_secs(1);
 
+/// A cut, and a time that is not after it: what was in the log by then is in the cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SliceCut {
     pub cut: Cut,
@@ -38,16 +39,24 @@ impl Slices {
         loop {
             ticks.tick().await;
             volume.tick();
-            self.name(volume.cut());
+            self.keep(self.name(&volume));
         }
     }
 
-    fn name(&self, cut: Cut) {
+    /// The cut of the volume as it stands. The clock is read first, so that nobody who asks for a time is given a
+    /// copy which lacks what was done before it.
+    pub fn name(&self, volume: &Volume) -> SliceCut {
+        let _in_order = self.cuts.lock();
+        let time = self.clock.now();
+        SliceCut { cut: volume.cut(), time }
+    }
+
+    fn keep(&self, named: SliceCut) {
         let mut cuts = self.cuts.lock();
-        if cuts.last().is_some_and(|last| last.cut.index >= cut.index) {
+        if cuts.last().is_some_and(|last| last.cut.index >= named.cut.index) {
             return;
         }
-        cuts.push(SliceCut { cut, time: self.clock.now() });
+        cuts.push(named);
         if cuts.len() >= SLICES_MAX {
             // An epoch that lasts longer (the remote is away) keeps every second one: its times grow coarse, evenly.
             let mut at = 0;
@@ -61,12 +70,12 @@ impl Slices {
 
     /// The cuts after `published` that are not after `through`, which comes last: at most [`SLICES_MAX`]. They
     /// are forgotten.
-    pub fn take(&self, published: LogIndex, through: Cut) -> Vec<SliceCut> {
+    pub fn take(&self, published: LogIndex, through: SliceCut) -> Vec<SliceCut> {
         let mut cuts = self.cuts.lock();
-        let end = cuts.iter().position(|slice| slice.cut.index > through.index).unwrap_or(cuts.len());
+        let end = cuts.iter().position(|slice| slice.cut.index > through.cut.index).unwrap_or(cuts.len());
         let mut taken: Vec<SliceCut> = cuts.drain(..end).filter(|slice| slice.cut.index > published).collect();
-        if taken.last().is_none_or(|last| last.cut != through) {
-            taken.push(SliceCut { cut: through, time: self.clock.now() });
+        if taken.last().is_none_or(|last| last.cut != through.cut) {
+            taken.push(through);
         }
         taken
     }
@@ -81,25 +90,35 @@ mod tests {
         Cut { index: LogIndex(index), sequence: Sequence(index) }
     }
 
+    fn named(index: u64) -> SliceCut {
+        SliceCut { cut: cut(index), time: Timestamp(index) }
+    }
+
     #[test]
     fn a_long_epoch_keeps_evenly_spread_slices_and_ends_with_its_cut() {
         let slices = Slices::new(Clock::from_fn(|| Timestamp(7)));
-        (1..=100).for_each(|index| slices.name(cut(index)));
-        let taken = slices.take(LogIndex(3), cut(100));
+        (1..=100).for_each(|index| slices.keep(named(index)));
+        let taken = slices.take(LogIndex(3), named(100));
         assert!(taken.len() <= SLICES_MAX);
         assert!(taken.iter().all(|slice| slice.cut.index > LogIndex(3)));
         assert_eq!(taken.last().unwrap().cut, cut(100));
         assert!(taken.windows(2).all(|pair| pair[0].cut.index < pair[1].cut.index));
-        slices.name(cut(101));
-        assert_eq!(slices.take(LogIndex(100), cut(101)).len(), 1);
+        slices.keep(named(101));
+        assert_eq!(slices.take(LogIndex(100), named(101)).len(), 1);
     }
 
     #[test]
     fn cuts_after_the_one_that_is_taken_stay() {
         let slices = Slices::new(Clock::from_fn(|| Timestamp(7)));
-        (1..=4).for_each(|index| slices.name(cut(index)));
-        assert_eq!(slices.take(LogIndex(0), cut(2)).len(), 2);
-        let later: Vec<_> = slices.take(LogIndex(2), cut(4)).iter().map(|slice| slice.cut).collect();
+        (1..=4).for_each(|index| slices.keep(named(index)));
+        assert_eq!(slices.take(LogIndex(0), named(2)).len(), 2);
+        let later: Vec<_> = slices.take(LogIndex(2), named(4)).iter().map(|slice| slice.cut).collect();
         assert_eq!(later, [cut(3), cut(4)]);
+    }
+    /// Between the two a scan may be sealed and writes be answered, which the cut has not.
+    #[test]
+    fn a_cut_keeps_the_time_at_which_it_was_named_however_late_it_is_taken() {
+        let slices = Slices::new(Clock::from_fn(|| Timestamp(1000)));
+        assert_eq!(slices.take(LogIndex(0), named(7)), [named(7)]);
     }
 }

@@ -471,6 +471,7 @@ async fn a_stop_in_the_middle_of_a_first_copy_goes_on_where_it_was() {
     gateway.die().await;
 }
 
+/// Fault test 11.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_write_shows_in_points_as_what_the_store_holds() {
     let world = World::new(SIZE);
@@ -490,6 +491,7 @@ async fn a_failed_write_shows_in_points_as_what_the_store_holds() {
     gateway.die().await;
 }
 
+/// Fault tests 11 and 13.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_point_lies_between_a_failed_write_and_its_read_back() {
     let world = World::new(SIZE);
@@ -538,6 +540,7 @@ async fn what_the_store_cannot_read_back_is_unreadable_in_points_and_stops_nothi
     gateway.die().await;
 }
 
+/// Fault test 18.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_log_costs_no_client_anything_and_is_followed_by_a_resync() {
     let mut world = World::new(256 * MIB);
@@ -559,6 +562,7 @@ async fn a_full_log_costs_no_client_anything_and_is_followed_by_a_resync() {
     gateway.die().await;
 }
 
+/// Fault test 13.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_lost_is_compared_in_full() {
     let world = World::new(SIZE);
@@ -603,6 +607,7 @@ async fn a_failed_flush_makes_everything_suspect() {
     gateway.die().await;
 }
 
+/// Fault test 37.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_slice_is_the_volume_after_a_prefix_of_the_writes() {
     let world = World::new(4 * MIB);
@@ -646,6 +651,7 @@ async fn every_slice_is_the_volume_after_a_prefix_of_the_writes() {
     gateway.die().await;
 }
 
+/// Fault test 36.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_gateway_fences_the_first_which_goes_on_serving() {
     let mut world = World::new(SIZE);
@@ -675,6 +681,7 @@ async fn a_second_gateway_fences_the_first_which_goes_on_serving() {
     assert_eq!(first.leave().await, None);
 }
 
+/// Fault tests 26 and 27.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_remote_that_fails_and_forgets_its_answers_costs_lag_and_nothing_else() {
     let world = World::new(SIZE);
@@ -736,6 +743,7 @@ async fn no_client_waits_for_a_remote_that_goes_away_during_a_first_copy() {
     gateway.die().await;
 }
 
+/// Fault test 22.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_rots_is_replaced_by_what_the_store_holds() {
     let world = World::new(SIZE);

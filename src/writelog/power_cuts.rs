@@ -153,6 +153,7 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Fault tests 2 to 7, as far as they concern the log.
     #[test]
     fn after_any_power_cuts_the_log_is_a_gap_free_beginning_with_all_that_was_synced(
         steps in prop::collection::vec(step(), 1..120),
@@ -164,6 +165,7 @@ proptest! {
     }
 }
 
+/// Fault test 6.
 #[test]
 fn a_thousand_laps_leave_nothing_stale() {
     let mut world = World::new(Duration::from_millis(1));

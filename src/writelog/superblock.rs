@@ -171,6 +171,7 @@ mod tests {
         }
     }
 
+    /// Fault test 4.
     #[test]
     fn a_torn_write_leaves_the_superblock_before_it() {
         let dir = tempfile::tempdir().unwrap();

@@ -99,6 +99,7 @@ fn what_was_appended_is_read_back_from_memory_and_from_the_disk() {
     assert_eq!(log.read(positions[0], LogIndex(9)), Err(gone));
 }
 
+/// Fault test 22.
 #[test]
 fn a_damaged_record_is_never_handed_out() {
     let disk = SimulatedDisk::blank(4, SIZE);
@@ -166,6 +167,7 @@ fn nothing_is_taken_after_the_first_refusal() {
     assert_eq!((recovered.first.0, recovered.next.0), (refused + 5, refused + 6));
 }
 
+/// Fault test 21.
 #[test]
 fn memory_is_bounded_for_all_volumes_together() {
     let disk = SimulatedDisk::blank(16, SIZE);
@@ -198,6 +200,7 @@ fn a_greedy_volume_leaves_the_others_their_share() {
     assert_eq!(other.used_bytes(), 4 * SIZE);
 }
 
+/// Fault test 8.
 #[test]
 fn a_failed_sync_is_final() {
     let disk = SimulatedDisk::blank(4, SIZE);
@@ -288,6 +291,7 @@ fn a_commit_comes_by_itself() {
     assert_eq!(state.durable, state.cached);
 }
 
+/// Fault test 8.
 #[test]
 fn a_waiter_is_not_told_that_dropped_records_are_synced() {
     let disk = SimulatedDisk::blank(4, SIZE);
@@ -336,6 +340,7 @@ fn closing_syncs_what_is_queued() {
     assert_eq!(recover(&open(&disk, 2, 1, LIMITS)).0.next, LogIndex(21));
 }
 
+/// Fault test 7.
 #[test]
 fn records_after_a_hole_are_refused_even_in_a_later_segment() {
     let disk = SimulatedDisk::blank(8, SIZE);
@@ -349,6 +354,7 @@ fn records_after_a_hole_are_refused_even_in_a_later_segment() {
     assert!(matches!(recovered.ended, Ended::Hole { resumes } if resumes > LogIndex(10)), "{:?}", recovered.ended);
 }
 
+/// Fault tests 4 and 6.
 #[test]
 fn what_a_first_crash_cut_off_does_not_come_back_after_a_second() {
     let disk = SimulatedDisk::blank(8, SIZE);
@@ -393,6 +399,7 @@ fn disk_bytes(disk: &SimulatedDisk, slot: usize, at: usize, length: usize) -> Ve
     disk.state().cached[slot][at..at + length].to_vec()
 }
 
+/// Fault test 6.
 #[test]
 fn another_log_and_a_later_epoch_are_not_believed() {
     let disk = log_of_six();
@@ -480,6 +487,7 @@ fn assert_beginning(disk: &SimulatedDisk, records: &[Record], what: &str) -> usi
     found.len()
 }
 
+/// Fault test 5.
 #[test]
 fn a_flipped_bit_shortens_the_log_and_changes_nothing() {
     let (disk, records) = filled();
@@ -501,6 +509,7 @@ fn a_flipped_bit_shortens_the_log_and_changes_nothing() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Fault test 25.
     #[test]
     fn a_misdirected_write_shortens_the_log_and_changes_nothing(
         (from, to) in ((0usize..5, 0..SIZE as usize / 512), (0usize..5, 0..SIZE as usize / 512)),

@@ -25,6 +25,7 @@ pub fn sample(points: &[Point], count: usize) -> Vec<&Point> {
     sample
 }
 
+/// Fault test 37.
 #[test]
 fn every_point_published_under_load_is_one_cut_and_a_mixed_image_is_not() {
     let scene = Scene::new(128 * MIB);
@@ -49,6 +50,7 @@ fn every_point_published_under_load_is_one_cut_and_a_mixed_image_is_not() {
     assert!(judge(&trace, &mixed).is_err(), "the oracle took two halves of different points for one cut");
 }
 
+/// Fault test 37.
 #[test]
 fn at_depth_one_a_point_holds_exactly_as_many_writes_as_it_counts() {
     let scene = Scene::new(64 * MIB);
@@ -71,6 +73,7 @@ fn at_depth_one_a_point_holds_exactly_as_many_writes_as_it_counts() {
     assert_eq!(points.last().unwrap().sequence - base, trace.operations.len() as u64);
 }
 
+/// Fault test 37.
 #[test]
 fn any_second_between_two_points_can_be_restored() {
     let mut scene = Scene::new(64 * MIB);
@@ -161,11 +164,13 @@ fn assert_overlaps_keep_their_order(scene: &Scene) {
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
 }
 
+/// Fault test 14.
 #[test]
 fn writes_that_overlap_in_flight_are_copied_in_the_order_of_the_file() {
     assert_overlaps_keep_their_order(&Scene::new(16 * MIB));
 }
 
+/// Fault test 14.
 #[test]
 fn writes_that_overlap_in_flight_are_copied_in_the_order_of_a_remote_export() {
     let mut scene = Scene::new(16 * MIB);

@@ -7,9 +7,14 @@ mod trace;
 
 mod crashes;
 mod cuts;
+mod filesystems;
+mod gateways;
 mod malformed;
+mod outages;
+mod power;
 mod remotes;
 mod restoring;
 mod safety;
+mod space;
 mod transparency;
 mod usage;

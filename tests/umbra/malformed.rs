@@ -86,6 +86,7 @@ fn assert_it_ends(name: &str, mut stream: TcpStream, bytes: &[u8]) {
     }
 }
 
+/// Fault test 39.
 #[test]
 fn malformed_input_hurts_nobody_else() {
     let scene = Scene::new(64 * MIB);

@@ -285,12 +285,29 @@ impl Judge<'_> {
 /// Whether every sector holds the last operation that a client was told is done, or a later one that was not answered:
 /// what a store must hold after its gateway was killed.
 pub fn holds_everything_acknowledged(trace: &Trace, image: &[u8]) -> Result<(), Mixed> {
+    holds_since(trace, image, |operation| matches!(operation.answer, Answer::Done(_)))
+}
+
+/// Whether every sector holds the last operation that a flush made durable before `time` (nanoseconds of
+/// CLOCK_MONOTONIC), or a later one that was asked for before it: what a store must hold after a power cut. A flush of
+/// any client covers what any client was told is done before it asked.
+pub fn holds_everything_flushed(trace: &Trace, image: &[u8], time: u64) -> Result<(), Mixed> {
+    let flushed = |operation: &&Operation| {
+        operation.kind == Kind::Flush && matches!(operation.answer, Answer::Done(answered) if answered <= time)
+    };
+    let covered = trace.operations.iter().filter(flushed).map(|flush| flush.submitted).max().unwrap_or(0);
+    let operations = trace.operations.iter().filter(|operation| operation.submitted <= time).copied().collect();
+    let durable = |operation: &Operation| matches!(operation.answer, Answer::Done(answered) if answered < covered);
+    holds_since(&Trace { operations }, image, durable)
+}
+
+/// Whether every sector holds the last operation of its history that must be there, or a later one.
+fn holds_since(trace: &Trace, image: &[u8], must: impl Fn(&Operation) -> bool) -> Result<(), Mixed> {
     let sectors = image.len() / SECTOR;
     let histories = Histories::of(trace, sectors);
     for sector in 0..sectors {
         let history = histories.at(sector);
-        let acknowledged = |index: &u32| matches!(trace.operations[*index as usize].answer, Answer::Done(_));
-        let from = history.iter().rposition(acknowledged);
+        let from = history.iter().rposition(|index| must(&trace.operations[*index as usize]));
         let bytes = &image[sector * SECTOR..][..SECTOR];
         let zero = bytes.iter().all(|b| *b == 0);
         let shows = |index: &u32| {

@@ -56,6 +56,7 @@ fn the_main_job_passes_against_azurite() {
     assert_no_secrets(&main_job(&scene, Duration::ZERO));
 }
 
+/// Fault tests 26, 27, 29 and 31.
 #[test]
 fn the_main_job_passes_against_an_s3_server_that_fails_in_every_way() {
     let server = Server::start(1);
@@ -74,6 +75,7 @@ fn the_main_job_passes_against_an_s3_server_that_fails_in_every_way() {
     }
 }
 
+/// Fault test 33.
 #[test]
 fn a_remote_that_stalls_delays_points_and_no_client() {
     let server = Server::start(2);
@@ -99,6 +101,7 @@ fn a_remote_that_stalls_delays_points_and_no_client() {
     assert_one_cut(&scene, "latest", &trace);
 }
 
+/// Fault test 30.
 #[test]
 fn publishing_needs_no_right_to_overwrite_to_list_or_to_delete() {
     let server = Server::start(3);
@@ -136,6 +139,7 @@ fn no_secret_is_printed_when_the_remote_refuses_us() {
     assert_no_secrets(&all);
 }
 
+/// Fault test 18.
 #[test]
 fn a_full_log_fails_no_client_and_heals() {
     let server = Server::start(5);

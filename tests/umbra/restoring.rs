@@ -21,6 +21,7 @@ fn shadowed() -> Scene {
     scene
 }
 
+/// Fault test 20.
 #[test]
 fn a_target_that_must_not_be_written_is_not_touched() {
     let scene = shadowed();
@@ -193,6 +194,7 @@ fn flip_a_bit(scene: &Scene) -> PathBuf {
     largest
 }
 
+/// Fault test 24.
 #[test]
 fn a_flipped_bit_in_the_remote_is_found_and_never_restored() {
     let scene = shadowed();
@@ -215,6 +217,7 @@ fn a_flipped_bit_in_the_remote_is_found_and_never_restored() {
     }
 }
 
+/// Fault tests 24 and 34.
 #[test]
 fn an_object_that_is_cut_short_or_gone_is_found() {
     for damage in ["short", "gone"] {
@@ -233,6 +236,7 @@ fn an_object_that_is_cut_short_or_gone_is_found() {
     }
 }
 
+/// Fault test 20.
 #[test]
 fn a_half_restored_disk_is_refused_as_a_store() {
     let scene = shadowed();

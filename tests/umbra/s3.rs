@@ -16,6 +16,7 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, IF_NONE_MATCH, LAST_MODIFIED, RANGE, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
 
 /// One in `n` requests meets the fault; 0 is never. A request meets at most one.
 #[derive(Clone, Copy, Default)]
@@ -61,10 +62,21 @@ pub struct Counts {
     pub stalls: u32,
     pub torn: u32,
     pub refused: u32,
+    /// Requests that came, or were about to be answered, while the server was dark.
+    pub unanswered: u32,
 }
 
+/// An object, and when it came into being: nanoseconds of CLOCK_MONOTONIC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    pub put: u64,
+    pub data: Bytes,
+}
+
+pub type Objects = BTreeMap<String, Object>;
+
 struct State {
-    objects: BTreeMap<String, Bytes>,
+    objects: Objects,
     faults: Faults,
     policy: Policy,
     seed: u64,
@@ -75,6 +87,8 @@ struct State {
 pub struct Server {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
+    /// Connections are accepted, requests taken, and nothing is answered.
+    dark: watch::Sender<bool>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -95,8 +109,13 @@ type Answer = Response<BoxBody<Bytes, Hangup>>;
 
 impl Server {
     pub fn start(seed: u64) -> Self {
+        Self::start_with(seed, Objects::new())
+    }
+
+    /// One that holds these objects already.
+    pub fn start_with(seed: u64, objects: Objects) -> Self {
         let state = Arc::new(Mutex::new(State {
-            objects: BTreeMap::new(),
+            objects,
             faults: Faults::NONE,
             policy: Policy::Everything,
             seed,
@@ -106,12 +125,15 @@ impl Server {
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = state.clone();
+        let (dark, darkness) = watch::channel(false);
         runtime.spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else { continue };
-                let shared = shared.clone();
+                let (shared, darkness) = (shared.clone(), darkness.clone());
                 tokio::spawn(async move {
-                    let service = hyper::service::service_fn(move |request| serve(shared.clone(), request));
+                    let service = hyper::service::service_fn(move |request| {
+                        serve_unless_dark(shared.clone(), darkness.clone(), request)
+                    });
                     // An error here is one that the faults have made, or a client that left.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
@@ -120,7 +142,7 @@ impl Server {
             }
         });
         println!("in-test S3 server: seed {seed}");
-        Self { address, state, _runtime: runtime }
+        Self { address, state, dark, _runtime: runtime }
     }
 
     /// As in `http://127.0.0.1:4711`.
@@ -136,8 +158,17 @@ impl Server {
         self.state.lock().unwrap().policy = policy;
     }
 
+    /// Answers nothing from now on, also to what has come already; or lives again, and closes what waited for it.
+    pub fn set_dark(&self, dark: bool) {
+        self.dark.send_replace(dark);
+    }
+
     pub fn counts(&self) -> Counts {
         self.state.lock().unwrap().counts
+    }
+
+    pub fn objects(&self) -> Objects {
+        self.state.lock().unwrap().objects.clone()
     }
 }
 
@@ -183,6 +214,20 @@ impl State {
             },
         }
     }
+}
+
+async fn serve_unless_dark(
+    state: Arc<Mutex<State>>,
+    mut darkness: watch::Receiver<bool>,
+    request: Request<Incoming>,
+) -> Result<Answer, Hangup> {
+    let answer = if *darkness.borrow() { Err(Hangup) } else { serve(state.clone(), request).await };
+    if *darkness.borrow() {
+        state.lock().unwrap().counts.unanswered += 1;
+        let _ = darkness.wait_for(|dark| !dark).await;
+        return Err(Hangup);
+    }
+    answer
 }
 
 async fn serve(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<Answer, Hangup> {
@@ -247,18 +292,18 @@ async fn read_half(mut body: Incoming) {
     }
 }
 
-fn put(objects: &mut BTreeMap<String, Bytes>, key: String, body: Bytes, headers: &HeaderMap) -> Answer {
+fn put(objects: &mut Objects, key: String, body: Bytes, headers: &HeaderMap) -> Answer {
     if headers.contains_key(IF_NONE_MATCH) && objects.contains_key(&key) {
         return error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
     }
     let mut answer = empty(StatusCode::OK);
     answer.headers_mut().insert(ETAG, etag(&body).parse().unwrap());
-    objects.insert(key, body);
+    objects.insert(key, Object { put: now(), data: body });
     answer
 }
 
-fn get(objects: &BTreeMap<String, Bytes>, key: &str, headers: &HeaderMap, torn: bool) -> Answer {
-    let Some(object) = objects.get(key) else { return error(StatusCode::NOT_FOUND, "NoSuchKey") };
+fn get(objects: &Objects, key: &str, headers: &HeaderMap, torn: bool) -> Answer {
+    let Some(Object { data: object, .. }) = objects.get(key) else { return error(StatusCode::NOT_FOUND, "NoSuchKey") };
     let whole = object.len();
     let range = match headers.get(RANGE).map(|value| range_of(value.to_str().unwrap_or(""), whole)) {
         None => 0..whole,
@@ -295,8 +340,8 @@ fn range_of(text: &str, whole: usize) -> Option<Range<usize>> {
     (range.start < range.end).then_some(range)
 }
 
-fn head(objects: &BTreeMap<String, Bytes>, key: &str) -> Answer {
-    let Some(object) = objects.get(key) else { return empty(StatusCode::NOT_FOUND) };
+fn head(objects: &Objects, key: &str) -> Answer {
+    let Some(Object { data: object, .. }) = objects.get(key) else { return empty(StatusCode::NOT_FOUND) };
     Response::builder()
         .header(ETAG, etag(object))
         .header(LAST_MODIFIED, DATE)
@@ -306,14 +351,14 @@ fn head(objects: &BTreeMap<String, Bytes>, key: &str) -> Answer {
 }
 
 /// ListObjectsV2, all in one page.
-fn list(objects: &BTreeMap<String, Bytes>, bucket: &str, query: &str) -> Answer {
+fn list(objects: &Objects, bucket: &str, query: &str) -> Answer {
     let bucket = format!("{}/", bucket.trim_end_matches('/'));
     let pairs: BTreeMap<_, _> = url::form_urlencoded::parse(query.as_bytes()).collect();
     let argument = |name: &str| pairs.get(name).map_or("", |value| value);
     let (prefix, delimiter) = (argument("prefix"), argument("delimiter"));
     let mut contents = String::new();
     let mut prefixes = std::collections::BTreeSet::new();
-    for (key, object) in objects {
+    for (key, Object { data: object, .. }) in objects {
         let Some(name) = key.strip_prefix(&bucket).filter(|name| name.starts_with(prefix)) else { continue };
         if name <= argument("start-after") && pairs.contains_key("start-after") {
             continue;
@@ -334,6 +379,12 @@ fn list(objects: &BTreeMap<String, Bytes>, bucket: &str, query: &str) -> Answer 
         prefixes.iter().map(|p| format!("<CommonPrefixes><Prefix>{p}</Prefix></CommonPrefixes>")).collect();
     let body = format!("<ListBucketResult><IsTruncated>false</IsTruncated>{contents}{prefixes}</ListBucketResult>");
     Response::new(full(Bytes::from(body)))
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC, as the traces of the stamper have them.
+pub fn now() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 fn etag(object: &Bytes) -> String {

@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
 
-use crate::harness::{Gateway, Load, MIB, Scene, Stamper, assert_same_image};
+use crate::harness::{Gateway, Load, MIB, Scene, Stamper};
 
 /// Inodes of the sockets that a process holds.
 fn sockets_of(pid: u32) -> BTreeSet<String> {
@@ -106,52 +105,4 @@ fn the_state_folder_is_readable_by_its_owner_only() {
     assert_private(&scene.path("state"));
     gateway.stop();
     assert_private(&scene.path("state"));
-}
-
-#[test]
-fn a_second_gateway_on_the_same_state_is_refused_and_harms_nothing() {
-    let scene = Scene::new(64 * MIB);
-    let mut gateway = under_load(&scene);
-    let config = scene.config();
-    scene.run(&["serve", config.to_str().unwrap(), "--log", "json"]).expect_code(1);
-    let trace = Stamper::start(&Load { ops: 500, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish();
-    assert_eq!(trace.answered(), 500);
-    assert_eq!(gateway.settle().state(), "shadowing");
-    gateway.stop();
-}
-
-#[test]
-fn a_gateway_with_another_state_waits_for_the_first_or_fences_it_and_clients_of_both_are_served() {
-    let scene = Scene::new(64 * MIB);
-    let mut first = scene.serve().allow_each(&["fenced", "shadowing has ended; clients are served"]);
-    let write = |gateway: &Gateway<'_>, scene: &Scene| {
-        let load = Load { ops: 200, rate: 0, ..Load::MIXED };
-        assert_eq!(Stamper::start(&load, gateway.uri(), &scene.path("")).finish().answered(), 200);
-    };
-    write(&first, &scene);
-    first.settle();
-
-    let mut other = Scene::new(64 * MIB);
-    other.remote = format!("file:{}", scene.path("remote").display());
-    fs::copy(scene.store(), other.store()).unwrap();
-    let mut second = other.serve_with(&["--adopt"]).allow("the chain cannot be opened yet");
-    let status = second.wait_until("refused", Duration::from_secs(30), |status| !status.0["last_error"].is_null());
-    assert!(status.0["last_error"].as_str().unwrap().contains("--take-over"), "{status:?}");
-    write(&second, &other);
-    write(&first, &scene);
-    first.settle();
-    second.stop_at_once();
-    assert_same_image(&other.restored("latest").0, &fs::read(scene.store()).unwrap());
-
-    let mut second = other.serve_with(&["--adopt", "--take-over"]);
-    second.settle();
-    write(&first, &scene);
-    let status = first.wait_until("fenced", Duration::from_secs(30), |status| status.state() == "fenced");
-    assert!(!status.0["last_error"].is_null(), "{status:?}");
-    write(&first, &scene);
-    write(&second, &other);
-    second.settle();
-    first.stop_unfinished();
-    second.stop();
-    assert_same_image(&other.restored("latest").0, &fs::read(other.store()).unwrap());
 }

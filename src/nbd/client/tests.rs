@@ -329,6 +329,7 @@ async fn an_error_amid_a_read_is_the_reads_error() {
     assert_eq!(disk.read(0, 4096).await, Err(DiskError::Io(Errno::ENOMEM)));
 }
 
+/// Fault test 41.
 #[tokio::test]
 async fn a_server_that_breaks_a_rule_loses_the_connection_and_the_read() {
     type Answer = fn(u64) -> Vec<u8>;

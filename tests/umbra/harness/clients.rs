@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+use serde_json::Value;
+
 use super::{COMMAND_LIMIT, Finished, Running, run};
 use crate::trace::Trace;
 
@@ -144,7 +147,7 @@ impl Stamper {
 
 /// An nbdkit on a unix socket.
 pub struct Nbdkit {
-    _process: Running,
+    process: Running,
     socket: PathBuf,
 }
 
@@ -161,12 +164,25 @@ impl Nbdkit {
             assert!(process.is_running() && Instant::now() < end, "nbdkit did not start\n{}", process.said());
             std::thread::sleep(Duration::from_millis(10));
         }
-        Self { _process: process, socket: socket.to_owned() }
+        Self { process, socket: socket.to_owned() }
     }
 
     pub fn uri(&self) -> String {
         format!("nbd+unix:///?socket={}", self.socket.display())
     }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+}
+
+/// What a job of fio has waited for its answers; microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// `read` or `write`.
+    pub kind: &'static str,
+    pub mean: f64,
+    pub p99: f64,
 }
 
 /// A fio job that writes every block of the volume once, at mixed sizes, and verifies each soon after; all over again
@@ -199,8 +215,54 @@ impl Fio {
         Self(Running::start(&mut command, Stdio::null()))
     }
 
+    /// Two jobs of random writes of 4 KiB at a rate that does not fill a log, and one of random reads.
+    #[track_caller]
+    pub fn paced(uri: &str, size_mib: u64, seconds: u32) -> Self {
+        let mut command = Command::new("fio");
+        command.args(["--ioengine=nbd", "--iodepth=4", "--bs=4k", "--randseed=11", "--output-format=json"]);
+        command.arg(format!("--uri={uri}")).arg(format!("--size={size_mib}m"));
+        command.arg("--time_based").arg(format!("--runtime={seconds}"));
+        command.args(["--refill_buffers", "--rate_iops=300"]);
+        command.args(["--name=write", "--rw=randwrite", "--numjobs=2", "--fsync=256", "--name=read", "--rw=randread"]);
+        Self(Running::start(&mut command, Stdio::null()))
+    }
+
+    /// Random writes of 64 KiB as fast as they are taken.
+    #[track_caller]
+    pub fn unpaced(uri: &str, size_mib: u64, seconds: u32) -> Self {
+        let mut command = Command::new("fio");
+        command.args(["--name=write", "--ioengine=nbd", "--rw=randwrite", "--iodepth=32", "--bs=64k"]);
+        command.args(["--refill_buffers", "--randseed=12", "--output-format=json"]);
+        command.arg(format!("--uri={uri}")).arg(format!("--size={size_mib}m"));
+        command.arg("--time_based").arg(format!("--runtime={seconds}"));
+        Self(Running::start(&mut command, Stdio::null()))
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.0.is_running()
+    }
+
+    /// Latencies of the jobs, none of which has met an error.
+    #[track_caller]
+    pub fn latencies(self) -> Vec<Latency> {
+        let mut finished = self.finish();
+        // Notes of engines come before the document.
+        finished.stdout = finished.stdout.find('{').map_or(String::new(), |start| finished.stdout.split_off(start));
+        let said = finished.json();
+        let jobs = said["jobs"].as_array().unwrap_or_else(|| panic!("no jobs in {said}"));
+        let number = |value: &Value, what: &str| value.as_f64().unwrap_or_else(|| panic!("no {what} in {said}"));
+        let latency = |job: &Value| {
+            assert_eq!(job["error"], 0, "{said}");
+            let kind = if job["write"]["total_ios"] == 0 { "read" } else { "write" };
+            let seen = &job[kind];
+            assert!(number(&seen["total_ios"], "total_ios") > 0.0, "{said}");
+            Latency {
+                kind,
+                mean: number(&seen["clat_ns"]["mean"], "mean latency") / 1000.0,
+                p99: number(&seen["clat_ns"]["percentile"]["99.000000"], "99th percentile") / 1000.0,
+            }
+        };
+        jobs.iter().map(latency).collect()
     }
 
     #[track_caller]

@@ -94,6 +94,10 @@ impl<'s> Gateway<'s> {
         self
     }
 
+    pub fn scene(&self) -> &'s Scene {
+        self.scene
+    }
+
     pub fn uri(&self) -> &str {
         self.uri_of("disk0")
     }
@@ -203,6 +207,10 @@ impl<'s> Gateway<'s> {
         assert!(!self.process.said().contains("panicked"), "{}", self.process.said());
         self.allowed.extend(["told to stop again: stopping at once", "stopped before everything was published"]);
         self.judge();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Ends it with SIGKILL.

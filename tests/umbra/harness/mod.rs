@@ -1,8 +1,10 @@
 //! Runs the real binary in a folder of its own, and the clients and servers around it.
 
 mod clients;
+mod disks;
 mod gateway;
 mod process;
+mod recorder;
 mod remotes;
 
 use std::fs;
@@ -13,10 +15,21 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use clients::{Fio, Load, Nbdkit, Stamper, program, python};
-pub use gateway::{Gateway, INTERRUPTED, REMOTE_AWAY, STORE_CHANGED};
-pub use process::{Finished, Running, run};
+pub use clients::{Fio, Latency, Load, Nbdkit, Stamper, program, python};
+pub use disks::{Filesystem, NbdFuse};
+pub use gateway::{Gateway, INTERRUPTED, REMOTE_AWAY, STORE_CHANGED, Status};
+pub use process::{Finished, Memory, Running, run};
+pub use recorder::{Change, Keep, Random, Recorder, Recording, copy_sparse};
 pub use remotes::{Azurite, Moto};
+
+/// How much of what is endless a test does: little in CI, more where `UMBRA_LONG` is 1.
+pub fn extent(in_ci: u32, long: u32) -> u32 {
+    match std::env::var("UMBRA_LONG").as_deref() {
+        Ok("1") => long,
+        Err(_) | Ok("") | Ok("0") => in_ci,
+        Ok(other) => panic!("UMBRA_LONG is {other:?}; it can be 1 or absent"),
+    }
+}
 
 pub const MIB: u64 = 1 << 20;
 /// No single command of a test takes longer on a machine that works.
@@ -36,6 +49,8 @@ pub struct Volume {
 /// A folder with a configuration in it, in which `umbra` runs.
 pub struct Scene {
     dir: TempDir,
+    /// Folder in the scene's, with a slash at its end, where state and store lie; empty: the scene's own.
+    place: &'static str,
     pub volumes: Vec<Volume>,
     pub remote: String,
     pub epoch: &'static str,
@@ -59,6 +74,7 @@ impl Scene {
     pub fn new(size: u64) -> Self {
         let store = "file:disk0.img".to_owned();
         Self {
+            place: "",
             dir: tempfile::Builder::new().prefix("umbra-test-").tempdir().unwrap(),
             volumes: vec![Volume { name: "disk0".into(), store, create: Some(size) }],
             remote: "file:remote".into(),
@@ -79,7 +95,13 @@ impl Scene {
     }
 
     pub fn store(&self) -> PathBuf {
-        self.path("disk0.img")
+        self.path(&format!("{}disk0.img", self.place))
+    }
+
+    /// Puts state and store into a folder of the scene, as in `disk/`.
+    pub fn move_to(&mut self, place: &'static str) {
+        self.place = place;
+        self.volumes[0].store = format!("file:{place}disk0.img");
     }
 
     /// Serves the file of disk0 by another server, and makes that the store.
@@ -94,9 +116,9 @@ impl Scene {
     /// The configuration as TOML.
     pub fn toml(&self) -> String {
         let mut text = format!(
-            "state = \"state\"\n[listen]\nnbd = \"127.0.0.1:0\"\n[remote]\nurl = \"{}\"\n[log]\nsize = \"{}\"\n\
+            "state = \"{}state\"\n[listen]\nnbd = \"127.0.0.1:0\"\n[remote]\nurl = \"{}\"\n[log]\nsize = \"{}\"\n\
              sync = \"{}\"\n[snapshot]\nepoch = \"{}\"\n",
-            self.remote, self.log_size, self.log_sync, self.epoch
+            self.place, self.remote, self.log_size, self.log_sync, self.epoch
         );
         for volume in &self.volumes {
             text += &format!("[[volume]]\nname = \"{}\"\nstore = \"{}\"\n", volume.name, volume.store);

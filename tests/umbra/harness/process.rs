@@ -200,6 +200,26 @@ impl Drop for Running {
     }
 }
 
+/// Memory of a process that lies in RAM, in bytes: now, and the most so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    pub resident: u64,
+    pub peak: u64,
+}
+
+impl Memory {
+    #[track_caller]
+    pub fn of(pid: u32) -> Self {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            kib.unwrap_or_else(|| panic!("no {name} in\n{text}")) * 1024
+        };
+        Self { resident: field("VmRSS:"), peak: field("VmHWM:") }
+    }
+}
+
 /// Runs a command to its end.
 #[track_caller]
 pub fn run(command: &mut Command, limit: Duration) -> Finished {

@@ -1,0 +1,135 @@
+//! A remote that is away for long while clients are at work: they do not notice, memory stays, and all is caught up with.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::{
+    Fio, Gateway, INTERRUPTED, Latency, Load, MIB, Memory, REMOTE_AWAY, Scene, Stamper, assert_same_image, extent,
+};
+use crate::s3::{Faults, Server};
+
+/// What the gateway may use under any of this, for one volume.
+const MEMORY_MAX: u64 = 512 * MIB;
+/// What a dead remote may add: descriptors of unpublished writes, and payloads that were read back for a publication.
+const BACKLOG_MAX: u64 = (96 + 64) * MIB;
+
+fn scene(server: &Server, size: u64) -> Scene {
+    let mut scene = Scene::new(size);
+    scene.use_s3(&server.endpoint());
+    scene
+}
+
+/// Waits for fio and returns how memory went meanwhile, a sample each half second.
+fn memory_during(gateway: &Gateway<'_>, fio: &mut Fio) -> Vec<Memory> {
+    let mut samples = Vec::new();
+    while fio.is_running() {
+        samples.push(Memory::of(gateway.pid()));
+        thread::sleep(Duration::from_millis(500));
+    }
+    samples
+}
+
+fn print_ratios(healthy: &[Latency], dead: &[Latency]) {
+    for (healthy, dead) in healthy.iter().zip(dead) {
+        println!(
+            "{:5} latency, remote dead / healthy: mean {:.0} / {:.0} us = {:.2}, p99 {:.0} / {:.0} us = {:.2}",
+            dead.kind,
+            dead.mean,
+            healthy.mean,
+            dead.mean / healthy.mean,
+            dead.p99,
+            healthy.p99,
+            dead.p99 / healthy.p99
+        );
+    }
+}
+
+/// Fault test 33, its black hole.
+#[test]
+fn a_remote_that_is_dead_for_long_fails_no_client_takes_no_memory_and_is_caught_up_with() {
+    let server = Server::start(11);
+    let mut scene = scene(&server, 128 * MIB);
+    scene.log_size = if extent(0, 1) == 1 { "2GiB" } else { "256MiB" };
+    let mut gateway = scene.serve().allow_each(&REMOTE_AWAY).patience(Duration::from_secs(120));
+    gateway.settle();
+    let seconds = extent(40, 300);
+    let mut fio = Fio::paced(gateway.uri(), 128, seconds / 4);
+    let before = memory_during(&gateway, &mut fio);
+    let healthy = fio.latencies();
+    gateway.settle();
+
+    server.set_dark(true);
+    let mut fio = Fio::paced(gateway.uri(), 128, seconds);
+    let during = memory_during(&gateway, &mut fio);
+    let dead = fio.latencies();
+    let status = gateway.status();
+    assert_eq!(status.state(), "shadowing", "{status:?}");
+    assert!(status.0["lag_writes"].as_u64().unwrap() > 1000, "{status:?}");
+    assert!(status.0["lag_seconds"].as_f64().unwrap() > f64::from(seconds) / 2.0, "{status:?}");
+    assert!(server.counts().unanswered > 0);
+    server.set_dark(false);
+    gateway.settle();
+    let peak = Memory::of(gateway.pid()).peak;
+    gateway.stop();
+
+    print_ratios(&healthy, &dead);
+    let highest = |samples: &[Memory]| samples.iter().map(|memory| memory.resident).max().unwrap();
+    let (first, last) = (highest(&during[..during.len() / 4]), highest(&during[during.len() / 4..]));
+    println!(
+        "resident MiB: healthy {}, dead at first {}, dead later {}, peak {}",
+        highest(&before) / MIB,
+        first / MIB,
+        last / MIB,
+        peak / MIB
+    );
+    assert!(last <= highest(&before) + BACKLOG_MAX, "{last} bytes resident while the remote is dead");
+    assert!(peak <= MEMORY_MAX, "{peak} bytes resident");
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+/// Fault test 18, and 21 without a limit from outside: what is used is measured.
+#[test]
+fn a_writer_that_is_faster_than_the_remote_overflows_the_log_and_not_the_memory() {
+    let server = Server::start(12);
+    let mut scene = scene(&server, 256 * MIB);
+    scene.more = "[upload]\nrate = \"16MiB/s\"\n".into();
+    let mut gateway = scene.serve().allow_each(&REMOTE_AWAY).allow(INTERRUPTED).patience(Duration::from_secs(180));
+    gateway.settle();
+    let mut fio = Fio::unpaced(gateway.uri(), 64, extent(10, 120));
+    let during = memory_during(&gateway, &mut fio);
+    fio.latencies();
+    gateway.wait_for_line(INTERRUPTED);
+    gateway.settle();
+    let peak = Memory::of(gateway.pid()).peak;
+    println!("resident MiB: at most {} of {} samples", peak / MIB, during.len());
+    assert!(peak <= MEMORY_MAX, "{peak} bytes resident");
+    gateway.stop();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+/// Fault test 26.
+#[test]
+fn a_storm_of_refusals_is_met_with_patience_and_no_client_sees_it() {
+    let server = Server::start(13);
+    let scene = scene(&server, 64 * MIB);
+    let mut gateway = scene.serve().allow_each(&REMOTE_AWAY).patience(Duration::from_secs(60));
+    gateway.settle();
+    server.set_faults(Faults { slow_down: 1, ..Faults::NONE });
+    let stamper = Stamper::start(&Load { rate: 300, ..Load::MIXED }, gateway.uri(), &scene.path(""));
+    let before = server.counts().requests;
+    let seconds = extent(10, 1800);
+    let start = Instant::now();
+    thread::sleep(Duration::from_secs(u64::from(seconds)));
+    let asked = server.counts().requests - before;
+    let trace = stamper.stop();
+    // Without a pause it would be thousands.
+    let bound = start.elapsed().as_secs() as u32 * 4 + 10;
+    assert!((1..=bound).contains(&asked), "{asked} requests in {seconds} s of refusals");
+    println!("{asked} requests in {seconds} s of refusals");
+    server.set_faults(Faults::NONE);
+    gateway.settle();
+    gateway.stop();
+    let (_, image) = crate::cuts::assert_one_cut(&scene, "latest", &trace);
+    assert_same_image(&image, &fs::read(scene.store()).unwrap());
+}
