@@ -58,7 +58,7 @@ fn a_flipped_bit_makes_no_region_less_marked() {
     ];
     let mut damaged = 0;
     for (start, end) in areas {
-        for _ in 0..250 {
+        for _ in 0..100 {
             let mut image = good.clone();
             image[start + dice.roll((end - start) as u64) as usize] ^= 1 << dice.roll(8);
             if let Ok((_, contents)) = open(image) {
@@ -75,7 +75,7 @@ fn a_sector_of_rubbish_makes_no_region_less_marked() {
     let (file, _, model) = worked();
     let good = file.image();
     let mut dice = Dice(22);
-    for _ in 0..500 {
+    for _ in 0..200 {
         let mut image = good.clone();
         let at = dice.roll(good.len() as u64 / 512) as usize * 512;
         image[at..at + 512].fill(dice.roll(256) as u8);
@@ -262,7 +262,7 @@ fn with_fate(seed: u64, after: usize, fate: Fate) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_write_that_the_disk_lost_makes_no_region_less_marked(seed: u64, after in 0usize..300) {
