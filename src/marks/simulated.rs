@@ -151,7 +151,7 @@ impl State {
             (Fate::Obeyed, write) | (_, write @ Write::Length(_)) => vec![write],
             (Fate::Lost, _) => vec![],
             (Fate::Misdirected { from, length, to }, Write::Bytes { offset, bytes }) => {
-                let end = (from + length).min(bytes.len());
+                let (from, end) = (from.min(bytes.len()), (from + length).min(bytes.len()));
                 vec![
                     Write::Bytes { offset, bytes: bytes[..from].to_vec() },
                     Write::Bytes { offset: to, bytes: bytes[from..end].to_vec() },
