@@ -1,5 +1,5 @@
 //! Writes the inputs with which fuzzing begins: what the program's own encoders make, in the form that the entry
-//! points (`src/fuzzing`) take. Their files are named `valid-…`, and all that they lead to by its hash.
+//! points (`src/fuzzing`) take. What must be accepted is named `valid-…`; what fuzzing finds is named by its hash.
 
 use std::fs;
 use std::path::Path;
@@ -32,7 +32,7 @@ fn main() {
 
 fn write(target: &str, name: &str, parts: &[&[u8]]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
-    fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(format!("valid-{name}")), parts.concat())).unwrap();
+    fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(name), parts.concat())).unwrap();
 }
 
 fn keys() -> Keys {
@@ -99,17 +99,21 @@ fn nbd_client() {
     let transmission = requests();
     let set = contexts(option::SET_META_CONTEXT);
     for (mode, name) in [(0, "whole"), (2, "in-pieces"), (0x0c, "late"), (0x10, "plain"), (0x20, "two")] {
-        write("nbd_client", &format!("structured-{name}"), &[&[mode], &flags, &structured, &set, &go(), &transmission]);
+        write(
+            "nbd_client",
+            &format!("valid-structured-{name}"),
+            &[&[mode], &flags, &structured, &set, &go(), &transmission],
+        );
     }
-    write("nbd_client", "simple", &[&[0], &flags, &go(), &transmission]);
+    write("nbd_client", "valid-simple", &[&[0], &flags, &go(), &transmission]);
     write(
         "nbd_client",
-        "export-name",
+        "valid-export-name",
         &[&[1], &1u32.to_be_bytes(), &ask(option::EXPORT_NAME, b"disk0"), &transmission],
     );
-    write("nbd_client", "looks", &[&[0x20], &flags, &structured, &look]);
-    write("nbd_client", "requests", &[&[0x48], &transmission]);
-    write("nbd_client", "requests-structured", &[&[0xc8], &transmission]);
+    write("nbd_client", "valid-looks", &[&[0x20], &flags, &structured, &look]);
+    write("nbd_client", "valid-requests", &[&[0x48], &transmission]);
+    write("nbd_client", "valid-requests-structured", &[&[0xc8], &transmission]);
 }
 
 fn answer(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
@@ -165,15 +169,19 @@ fn nbd_server() {
     }
     let mut simple = [&SimpleReply { error: 0, cookie: 1 }.encode()[..], &[1; 4096]].concat();
     for cookie in 2..16 {
-        simple.extend(SimpleReply { error: if cookie % 3 == 0 { 0 } else { 5 }, cookie }.encode());
+        simple.extend(SimpleReply { error: if cookie > 8 { 0 } else { 5 }, cookie }.encode());
     }
-    write("nbd_server", "structured", &[&[0], &greeting, &structured, &chunks]);
-    write("nbd_server", "in-pieces", &[&[6], &greeting, &structured, &chunks]);
-    write("nbd_server", "unable", &[&[0], &greeting, &unable, &simple]);
-    write("nbd_server", "old-flags", &[&[0], &wire::greeting(0), &unable[unable.len() - 10..], &[0; 124], &simple]);
+    write("nbd_server", "valid-structured", &[&[0], &greeting, &structured, &chunks]);
+    write("nbd_server", "valid-in-pieces", &[&[6], &greeting, &structured, &chunks]);
+    write("nbd_server", "valid-unable", &[&[0], &greeting, &unable, &simple]);
     write(
         "nbd_server",
-        "unknown-export",
+        "valid-old-flags",
+        &[&[0], &wire::greeting(0), &unable[unable.len() - 10..], &[0; 124], &simple],
+    );
+    write(
+        "nbd_server",
+        "odd-unknown-export",
         &[
             &[0],
             &greeting,
@@ -182,8 +190,8 @@ fn nbd_server() {
             &answer(option::GO, reply::ERR_UNKNOWN, b"none"),
         ],
     );
-    write("nbd_server", "replies", &[&[0xc0], &chunks]);
-    write("nbd_server", "simple-replies", &[&[0x40], &simple]);
+    write("nbd_server", "valid-replies", &[&[0xc0], &chunks]);
+    write("nbd_server", "valid-simple-replies", &[&[0x40], &simple]);
 }
 
 /// One segment as the entry point takes it: all checksums are made right there.
@@ -228,10 +236,10 @@ fn log_recovery() {
     let other = SegmentHeader { volume: VolumeId([2; 16]), ..header(1, 4, 1) };
     let foreign = segment([&other, &other, &other], &[(1, LogOp::Zero, 512)]);
     let torn = segment([&header(2, 5, 9), &a, &c], &[]);
-    write("log_recovery", "one-segment", &[&[1, 1], &first]);
-    write("log_recovery", "a-chain", &[&[2, 2], &third, &foreign, &second, &first]);
-    write("log_recovery", "freed", &[&[2, 1], &second, &third]);
-    write("log_recovery", "torn", &[&[3, 1], &first, &torn, &second, &third]);
+    write("log_recovery", "valid-one-segment", &[&[1, 1], &first]);
+    write("log_recovery", "valid-a-chain", &[&[2, 2], &third, &foreign, &second, &first]);
+    write("log_recovery", "valid-freed", &[&[2, 1], &second, &third]);
+    write("log_recovery", "valid-torn", &[&[3, 1], &first, &torn, &second, &third]);
 }
 
 fn pack() {
@@ -246,9 +254,9 @@ fn pack() {
     let (bytes, object) = pack.finish();
     let footer = Footer::decode(&keys(), Kind::Pack, &object, &bytes).unwrap();
     let (data, page) = (&bytes[..footer.pages_at as usize], &bytes[footer.pages_at as usize..footer.table_at as usize]);
-    write("pack", "as-it-is", &[&[0], &bytes]);
-    write("pack", "sealed", &[&[1], &bytes]);
-    write("pack", "composed", &[&[2], &(data.len() as u16).to_le_bytes(), data, page]);
+    write("pack", "valid-as-it-is", &[&[0], &bytes]);
+    write("pack", "valid-sealed", &[&[1], &bytes]);
+    write("pack", "valid-composed", &[&[2], &(data.len() as u16).to_le_bytes(), data, page]);
     let mut many = PackBuilder::new(&keys(), Generation(3), 0x2b);
     for block in 0..3000 {
         many.push_void(Block(block * 77), 1, (block % 16) as u8, Mask(1 << 100 | 1 << (block % 90)), Void::Zero)
@@ -257,7 +265,7 @@ fn pack() {
     let (bytes, _) = many.finish();
     // Of several pages only their directory is of interest.
     let footer = bytes.len() - 128;
-    write("pack", "directory", &[&[1], &bytes[footer - 100..]]);
+    write("pack", "odd-directory", &[&[1], &bytes[footer - 100..]]);
 }
 
 fn run() {
@@ -279,9 +287,9 @@ fn run() {
     let footer = Footer::decode(&keys(), Kind::Run, &object, &bytes).unwrap();
     let (page, table) =
         (&bytes[..footer.table_at as usize], &bytes[footer.table_at as usize..footer.directory_at as usize]);
-    write("run", "as-it-is", &[&[0], &bytes]);
-    write("run", "sealed", &[&[1], &bytes]);
-    write("run", "composed", &[&[2], &(table.len() as u16 / 52).to_le_bytes(), table, page]);
+    write("run", "valid-as-it-is", &[&[0], &bytes]);
+    write("run", "valid-sealed", &[&[1], &bytes]);
+    write("run", "valid-composed", &[&[2], &(table.len() as u16 / 52).to_le_bytes(), table, page]);
 }
 
 fn entry() {
@@ -323,21 +331,21 @@ fn entry() {
         detail: Vec::new(),
         ..full.clone()
     };
-    write("entry", "as-it-is", &[&[0], &full.encode(&keys()).unwrap()]);
-    write("entry", "full", &[&[1], &full.encode(&keys()).unwrap()]);
-    write("entry", "open", &[&[1], &plain.encode(&keys()).unwrap()]);
+    write("entry", "valid-as-it-is", &[&[0], &full.encode(&keys()).unwrap()]);
+    write("entry", "valid-full", &[&[1], &full.encode(&keys()).unwrap()]);
+    write("entry", "valid-open", &[&[1], &plain.encode(&keys()).unwrap()]);
     let volume = VolumeObject { id: VOLUME, created: time, encryption: Encryption::None }.encode(&keys());
-    write("entry", "volume-as-it-is", &[&[2], &volume]);
-    write("entry", "volume", &[&[3], &volume]);
-    write("entry", "name-object", &[&[4], VOLUME.to_name_object().as_bytes()]);
-    write("entry", "name", &[&[5], b"a.b_c-d0"]);
+    write("entry", "valid-volume-as-it-is", &[&[2], &volume]);
+    write("entry", "valid-volume", &[&[3], &volume]);
+    write("entry", "valid-name-object", &[&[4], VOLUME.to_name_object().as_bytes()]);
+    write("entry", "valid-name", &[&[5], b"a.b_c-d0"]);
 }
 
 fn config() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy-configs");
     for file in fs::read_dir(examples).unwrap().map(|file| file.unwrap()) {
         let text = fs::read(file.path()).unwrap();
-        write("config", &file.file_name().to_string_lossy().replace(".toml", ""), &[&text]);
+        write("config", &format!("valid-{}", file.file_name().to_string_lossy().replace(".toml", "")), &[&text]);
     }
     let odd = "state = \"s\"\nlisten.nbd = [\"unix:n.sock\", \"[::1]:0\", \"h:65535\"]\n\
         [remote]\nurl = \"az://c/p/q\"\noptions = { azure_storage_account_key = \"Xs3cr3tX\", x = 1 }\n\
@@ -345,7 +353,7 @@ fn config() {
         [[volume]]\nname = \"b\"\nstore = \"nbd://[::1]:1/e\"\n\
         [[volume]]\nname = \"c\"\nstore = \"file:///x\"\ncreate = 65536\ndirect = true\n\
         [upload]\nrate = \"1.5 MiB\"\nparallel = 64\n[log]\nsize = \"8GiB\"\nsync = \"flush\"\n";
-    write("config", "odd", &[odd.as_bytes()]);
+    write("config", "odd-values", &[odd.as_bytes()]);
     let right = odd.replace(", x = 1", "");
-    write("config", "right", &[right.as_bytes()]);
+    write("config", "valid-right", &[right.as_bytes()]);
 }

@@ -10,13 +10,15 @@ use crate::nbd::Uri;
 /// Text with this in it is taken for a secret where it is an option of the remote.
 const SECRET: &str = "Xs3cr3tX";
 
-pub(super) fn config(input: &[u8]) {
-    let Ok(text) = std::str::from_utf8(input) else { return };
+pub(super) fn config(input: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(input) else { return false };
     let base = Path::new("/folder of/config");
-    match config::parse(text, base) {
-        Ok(config) => accepted(&config, base),
-        Err(error) => refused(&error, text),
+    let parsed = config::parse(text, base);
+    match &parsed {
+        Ok(config) => accepted(config, base),
+        Err(error) => refused(error, text),
     }
+    parsed.is_ok()
 }
 
 /// What is accepted can be written down and read again, and used by whoever it is for.

@@ -15,7 +15,8 @@ mod remote;
 pub struct Target {
     /// Of the file in `fuzz/fuzz_targets` and of the folder in `fuzz/corpus`.
     pub name: &'static str,
-    pub run: fn(&[u8]),
+    /// Says whether the input was accepted: no reader had anything against it.
+    pub run: fn(&[u8]) -> bool,
     /// Bytes that one allocation may have, whatever the input says, and ...
     allocation: usize,
     /// ... as many times the length of the input.
@@ -32,7 +33,7 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "log_recovery", run: log_recovery, allocation: 1 << 20, per_byte: 16 },
     // A block, decoded; and records, which take more room in memory than in a page.
     Target { name: "pack", run: pack, allocation: 256 << 10, per_byte: 256 },
-    Target { name: "run", run: run, allocation: 64 << 10, per_byte: 256 },
+    Target { name: "run", run, allocation: 64 << 10, per_byte: 256 },
     Target { name: "entry", run: entry, allocation: 64 << 10, per_byte: 64 },
     Target { name: "config", run: config, allocation: 64 << 10, per_byte: 256 },
 ];
@@ -45,36 +46,36 @@ impl Target {
 }
 
 /// A client of ours that says anything, in negotiation and afterwards.
-pub fn nbd_client(input: &[u8]) {
-    crate::nbd::fuzzing::client(input);
+pub fn nbd_client(input: &[u8]) -> bool {
+    crate::nbd::fuzzing::client(input)
 }
 
 /// A server behind us that says anything, in negotiation and while requests are in flight.
-pub fn nbd_server(input: &[u8]) {
-    crate::nbd::fuzzing::server(input);
+pub fn nbd_server(input: &[u8]) -> bool {
+    crate::nbd::fuzzing::server(input)
 }
 
 /// Segments of a log that hold anything.
-pub fn log_recovery(input: &[u8]) {
-    crate::writelog::fuzzing::recovery(input);
+pub fn log_recovery(input: &[u8]) -> bool {
+    crate::writelog::fuzzing::recovery(input)
 }
 
 /// A pack: footer, directory, pages, records.
-pub fn pack(input: &[u8]) {
-    remote::pack(input);
+pub fn pack(input: &[u8]) -> bool {
+    remote::pack(input)
 }
 
 /// A run: footer, table, directory, pages.
-pub fn run(input: &[u8]) {
-    remote::run(input);
+pub fn run(input: &[u8]) -> bool {
+    remote::run(input)
 }
 
 /// An entry of the chain, a volume object, the object behind a name, or a name.
-pub fn entry(input: &[u8]) {
-    remote::entry(input);
+pub fn entry(input: &[u8]) -> bool {
+    remote::entry(input)
 }
 
 /// The text of a configuration file.
-pub fn config(input: &[u8]) {
-    config::config(input);
+pub fn config(input: &[u8]) -> bool {
+    config::config(input)
 }

@@ -25,8 +25,8 @@ fn keys() -> Keys {
 
 /// First byte: 0 a whole object as it is, 1 one whose MACs are made right, 2 data and a page of an object whose rest
 /// is made from them: two bytes for the length of the data, data, page.
-pub(super) fn pack(input: &[u8]) {
-    let Some((bytes, object)) = object::<PackRecord>(input, 1) else { return };
+pub(super) fn pack(input: &[u8]) -> bool {
+    let Some((bytes, object)) = object::<PackRecord>(input, 1) else { return false };
     let keys = keys();
     let records = read_index::<PackRecord>(&keys, &bytes, &object);
     for record in &records {
@@ -37,25 +37,25 @@ pub(super) fn pack(input: &[u8]) {
             }
         }
     }
-    if let Ok(verified) = verify_pack(&keys, &bytes, &object) {
-        assert_eq!(verified, records, "whole and in parts a pack says the same");
-    }
+    let Ok(verified) = verify_pack(&keys, &bytes, &object) else { return false };
+    assert_eq!(verified, records, "whole and in parts a pack says the same");
+    true
 }
 
 /// As [`pack`]; before the page there is a table, whose length is counted in packs.
-pub(super) fn run(input: &[u8]) {
-    let Some((bytes, object)) = object::<RunRecord>(input, TABLE_ENTRY) else { return };
+pub(super) fn run(input: &[u8]) -> bool {
+    let Some((bytes, object)) = object::<RunRecord>(input, TABLE_ENTRY) else { return false };
     let keys = keys();
     let records = read_index::<RunRecord>(&keys, &bytes, &object);
-    if let Ok((packs, verified)) = verify_run(&keys, &bytes, &object) {
-        assert_eq!(verified, records, "whole and in parts a run says the same");
-        let Ok(footer) = Footer::decode(&keys, Kind::Run, &object, &bytes) else { panic!("it was just verified") };
-        let table = &bytes[footer.table_at as usize..footer.directory_at as usize];
-        for (number, pack) in (0..).zip(&packs) {
-            assert_eq!(pack_of_table(table, number).as_ref(), Ok(pack));
-        }
-        assert!(pack_of_table(table, packs.len() as u32).is_err());
+    let Ok((packs, verified)) = verify_run(&keys, &bytes, &object) else { return false };
+    assert_eq!(verified, records, "whole and in parts a run says the same");
+    let Ok(footer) = Footer::decode(&keys, Kind::Run, &object, &bytes) else { panic!("it was just verified") };
+    let table = &bytes[footer.table_at as usize..footer.directory_at as usize];
+    for (number, pack) in (0..).zip(&packs) {
+        assert_eq!(pack_of_table(table, number).as_ref(), Ok(pack));
     }
+    assert!(pack_of_table(table, packs.len() as u32).is_err());
+    true
 }
 
 /// Reads an index by its parts, as readers do, as far as it can be read.
@@ -188,8 +188,8 @@ fn seal_pages(keys: &Keys, kind: MacKind, object: &mut [u8], pages_at: usize, di
 
 /// First byte: 0 and 1 an entry, 2 and 3 a volume object, the odd ones with their MAC made right; 4 the body of a name
 /// object, 5 a name.
-pub(super) fn entry(input: &[u8]) {
-    let Some((&mode, bytes)) = input.split_first() else { return };
+pub(super) fn entry(input: &[u8]) -> bool {
+    let Some((&mode, bytes)) = input.split_first() else { return false };
     let keys = keys();
     let signed = |kind| {
         let content = &bytes[..bytes.len().saturating_sub(MAC_LENGTH)];
@@ -201,33 +201,37 @@ pub(super) fn entry(input: &[u8]) {
         2 => volume_object(&keys, bytes),
         3 => volume_object(&keys, &signed(MacKind::Volume)),
         4 => {
-            if let Ok(id) = VolumeId::from_name_object(bytes) {
-                assert_eq!(id.to_name_object().as_bytes(), bytes, "two forms of the same name object");
-            }
+            let Ok(id) = VolumeId::from_name_object(bytes) else { return false };
+            assert_eq!(id.to_name_object().as_bytes(), bytes, "two forms of the same name object");
+            true
         }
         _ => {
             let Some(name) = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<VolumeName>().ok()) else {
-                return;
+                return false;
             };
             assert_eq!(name.as_str().as_bytes(), bytes);
             assert!(
                 !name.as_str().starts_with('.') && name.key().matches('/').count() == 1,
                 "{name} leaves its folder"
             );
+            true
         }
     }
 }
 
-fn chain_entry(keys: &Keys, bytes: &[u8]) {
-    let Ok(entry) = Entry::decode(keys, bytes) else { return };
+fn chain_entry(keys: &Keys, bytes: &[u8]) -> bool {
+    let Ok(entry) = Entry::decode(keys, bytes) else { return false };
     let Ok(again) = entry.encode(keys) else { panic!("{entry:?} is read, and refused when written") };
     assert_eq!(Entry::decode(keys, &again).as_ref(), Ok(&entry));
+    let shown = entry.slices.iter().map(|slice| slice.time).chain([entry.time]).map(|time| time.to_string());
+    assert!(shown.is_sorted(), "times are shown in another order than they have");
     // Sections that this version skips are all that may be missing.
     assert!(again == bytes || again.len() < bytes.len(), "two forms of the same entry");
+    true
 }
 
-fn volume_object(keys: &Keys, bytes: &[u8]) {
-    if let Ok(object) = VolumeObject::decode(keys, bytes) {
-        assert_eq!(object.encode(keys), bytes, "two forms of the same volume object");
-    }
+fn volume_object(keys: &Keys, bytes: &[u8]) -> bool {
+    let Ok(object) = VolumeObject::decode(keys, bytes) else { return false };
+    assert_eq!(object.encode(keys), bytes, "two forms of the same volume object");
+    true
 }

@@ -44,11 +44,11 @@ const SIZE: u64 = MIB + 4 * KIB;
 const BLOCK_MAX: u32 = 256 * KIB as u32;
 
 /// Serves a client that says `input`, and after it one that is as it should be.
-pub(crate) fn client(input: &[u8]) {
-    let Some((&mode, said)) = input.split_first() else { return };
+pub(crate) fn client(input: &[u8]) -> bool {
+    let Some((&mode, said)) = input.split_first() else { return false };
     let exports = exports(mode);
     let mut stream = Script::new(mode, said);
-    drive(serve(&mut stream, &exports, mode));
+    let left = matches!(drive(serve(&mut stream, &exports, mode)), Served::Looked | Served::Session(Ok(_)));
 
     let query = InfoQuery { name: b"disk0", kinds: Vec::new() }.encode();
     let read = Request { flags: 0, command: command::READ, cookie: 7, offset: 4096, length: 8192 };
@@ -57,26 +57,39 @@ pub(crate) fn client(input: &[u8]) {
     let said = [&3u32.to_be_bytes()[..], &go, &query, &read.encode(), &leave.encode()].concat();
     let mut stream = Script::new(0, &said);
     let end = drive(serve(&mut stream, &exports, 0));
-    assert!(matches!(end, Some(Ok(End::Disconnected))), "a client is not served after another: {end:?}");
+    assert!(matches!(end, Served::Session(Ok(End::Disconnected))), "a client is not served after another: {end:?}");
     assert_eq!(stream.replies.count, 1);
+    left
 }
 
-/// None if there was no transmission.
-async fn serve(stream: &mut Script<'_>, exports: &Exports, mode: u8) -> Option<Result<End, SessionError>> {
+/// What became of a connection.
+#[derive(Debug)]
+enum Served {
+    /// It left without opening an export.
+    Looked,
+    Refused,
+    Session(Result<End, SessionError>),
+}
+
+async fn serve(stream: &mut Script<'_>, exports: &Exports, mode: u8) -> Served {
     let agreed = if mode & mode::AGREED != 0 {
-        let export = exports.find(b"disk0")?;
+        let Some(export) = exports.find(b"disk0") else { return Served::Refused };
         let (geometry, structured_replies) = (export.disk.geometry(), mode & mode::STRUCTURED != 0);
         Agreed { export, geometry, structured_replies, block_status: structured_replies }
     } else {
         let agreed = negotiate(stream, exports).await;
         stream.check_negotiation();
-        agreed.ok()??
+        match agreed {
+            Ok(Some(agreed)) => agreed,
+            Ok(None) => return Served::Looked,
+            Err(_) => return Served::Refused,
+        }
     };
     stream.replies.expected = Some(agreed.structured_replies);
     let (_go_on, stop) = watch::channel(false);
     let end = session::serve(&mut *stream, agreed, stop).await;
     stream.check_replies(end.is_ok());
-    Some(end)
+    Served::Session(end)
 }
 
 fn exports(mode: u8) -> Exports {

@@ -29,8 +29,8 @@ const HEADER_FIELDS: usize = 72;
 const FIX_RECORDS: u8 = 1 << 3;
 
 /// Reads a log, and then what was found in it.
-pub(crate) fn recovery(input: &[u8]) {
-    let Some((&[epoch, volumes], mut rest)) = input.split_first_chunk() else { return };
+pub(crate) fn recovery(input: &[u8]) -> bool {
+    let Some((&[epoch, volumes], mut rest)) = input.split_first_chunk() else { return false };
     let mut image = Vec::new();
     while image.len() < SEGMENTS
         && let Some(segment) = take_segment(&mut rest)
@@ -70,6 +70,7 @@ pub(crate) fn recovery(input: &[u8]) {
     while let Some((slot, _)) = pool.take(VOLUME) {
         assert!(!kept.contains(&slot), "segment {slot} is used again with what is in it");
     }
+    !records.is_empty()
 }
 
 fn take_segment(input: &mut &[u8]) -> Option<Vec<u8>> {

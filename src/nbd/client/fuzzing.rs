@@ -18,8 +18,8 @@ mod mode {
 }
 
 /// Opens an export of a server that says `input`, and asks for everything at once.
-pub(crate) fn server(input: &[u8]) {
-    let Some((&mode, said)) = input.split_first() else { return };
+pub(crate) fn server(input: &[u8]) -> bool {
+    let Some((&mode, said)) = input.split_first() else { return false };
     let mut stream = Script::new(mode, said);
     drive(async {
         let terms = if mode & mode::AGREED != 0 {
@@ -27,14 +27,15 @@ pub(crate) fn server(input: &[u8]) {
         } else {
             handshake::negotiate(&mut stream, "disk0").await
         };
-        let Ok(terms) = terms else { return };
+        let Ok(terms) = terms else { return false };
         let (disk, jobs) = disk(terms);
         let dialect = Dialect { structured_replies: terms.structured_replies, context: terms.context };
         let requests = requests(&disk);
         // The server hangs up in the end; then every request has an answer.
-        let (end, ()) = join(link::run(&mut stream, dialect, jobs), requests).await;
+        let (end, answered) = join(link::run(&mut stream, dialect, jobs), requests).await;
         assert!(end.is_err());
-    });
+        answered
+    })
 }
 
 fn agreed(structured_replies: bool) -> Terms {
@@ -69,8 +70,8 @@ fn disk(terms: Terms) -> (NbdDisk, mpsc::UnboundedReceiver<Job>) {
     (NbdDisk { shared: Arc::new(shared) }, jobs)
 }
 
-/// Issues requests of every kind, and checks what they are answered.
-fn requests(disk: &NbdDisk) -> impl Future<Output = ()> + use<> {
+/// Issues requests of every kind, checks what they are answered, and says whether all were.
+fn requests(disk: &NbdDisk) -> impl Future<Output = bool> + use<> {
     let Geometry { size, block, .. } = disk.geometry();
     let minimum = u64::from(block.minimum);
     let length = |most: u64| size.min(most.max(minimum)) / minimum * minimum;
@@ -80,18 +81,22 @@ fn requests(disk: &NbdDisk) -> impl Future<Output = ()> + use<> {
     let reads = [(0, short), (offset, short), (0, long)].map(|(offset, length)| {
         let answer = disk.read(offset, length as u32);
         async move {
-            if let Ok(data) = answer.await {
+            let answer = answer.await;
+            if let Ok(data) = &answer {
                 assert_eq!(data.len() as u64, length);
             }
+            answered(&answer)
         }
     });
     let extents = [(0, length(u64::MAX), 16), (offset, short, 1)].map(|(offset, length, limit)| {
         let answer = disk.extents(offset, length, limit);
         async move {
-            if let Ok(extents) = answer.await {
+            let answer = answer.await;
+            if let Ok(extents) = &answer {
                 assert!((1..=limit).contains(&extents.len()) && extents.iter().all(|extent| extent.length > 0));
                 assert!(extents.iter().map(|extent| extent.length).sum::<u64>() <= length, "{extents:?}");
             }
+            answered(&answer)
         }
     });
     let changes = [
@@ -102,6 +107,11 @@ fn requests(disk: &NbdDisk) -> impl Future<Output = ()> + use<> {
         disk.cache(0, long),
     ];
     async {
-        join(join_all(reads), join(join_all(extents), join_all(changes))).await;
+        let (reads, (extents, changes)) = join(join_all(reads), join(join_all(extents), join_all(changes))).await;
+        reads.into_iter().chain(extents).chain(changes.iter().map(answered)).all(|answered| answered)
     }
+}
+
+fn answered<T>(answer: &disk::Result<T>) -> bool {
+    !matches!(answer, Err(DiskError::Lost))
 }
