@@ -48,3 +48,6 @@ pub mod status;
 pub mod daemon;
 
 pub mod cli;
+
+#[doc(hidden)]
+pub mod fuzzing;

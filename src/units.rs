@@ -79,11 +79,24 @@ impl Block {
     }
 }
 
+impl Sequence {
+    /// Leaves room to count on behind any that is read, with whole steps of reservation.
+    pub const MAX: Self = Self(u64::MAX / 2);
+}
+
+impl LogIndex {
+    /// Has one after it.
+    pub const MAX: Self = Self(u64::MAX - 1);
+}
+
 /// Milliseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
+    /// The end of the year 9999: RFC 3339 has no way to write more.
+    pub const MAX: Self = Self(253_402_300_799_999);
+
     pub fn from_system(time: SystemTime) -> Self {
         Self(time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64))
     }
@@ -99,7 +112,7 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(self.0);
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(self.0.min(Self::MAX.0));
         humantime::format_rfc3339_millis(time).fmt(f)
     }
 }
@@ -228,6 +241,13 @@ pub fn human_bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_time_can_be_shown() {
+        assert_eq!(Timestamp::MAX.to_string(), "9999-12-31T23:59:59.999Z");
+        assert_eq!(Timestamp(u64::MAX).to_string(), Timestamp::MAX.to_string());
+        assert_eq!(Timestamp::parse("9999-12-31T23:59:59.999Z"), Some(Timestamp::MAX));
+    }
 
     #[test]
     fn a_mask_names_its_runs_in_order() {

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use url::Url;
 
 use super::problem::{Fault, NbdUriFault};
+use crate::nbd::{Uri, UriError};
 
 /// Where clients connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +87,8 @@ impl Store {
             return Ok(Self::Device { path: text.into(), direct: false });
         }
         if text.starts_with("nbd") && text.contains(':') {
-            return nbd_uri(text, base).map(|uri| Self::Nbd { uri }).map_err(|reason| Fault::NbdUri { reason });
+            let uri = nbd_uri(text, base).and_then(understood);
+            return uri.map(|uri| Self::Nbd { uri }).map_err(|reason| Fault::NbdUri { reason });
         }
         if text.is_empty() || text.contains("://") {
             return Err(Fault::NotAStore);
@@ -241,6 +243,16 @@ fn nbd_uri(text: &str, base: &Path) -> Result<String, NbdUriFault> {
         }
         "nbds" | "nbds+unix" => Err(NbdUriFault::Tls),
         _ => Err(NbdUriFault::Syntax),
+    }
+}
+
+/// The URI, if the client that will open it can read it: an encoding that is wrong is none of `Url`'s business.
+fn understood(uri: String) -> Result<String, NbdUriFault> {
+    match uri.parse::<Uri>() {
+        Ok(_) => Ok(uri),
+        Err(UriError::Encoding { .. }) => Err(NbdUriFault::Encoding),
+        Err(UriError::NameTooLong(_)) => Err(NbdUriFault::NameTooLong),
+        Err(_) => Err(NbdUriFault::Syntax),
     }
 }
 

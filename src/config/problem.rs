@@ -174,6 +174,10 @@ pub enum NbdUriFault {
     NoSocket,
     #[error("it has a parameter that is not known")]
     Parameter,
+    #[error("a part of it is not percent-encoded UTF-8")]
+    Encoding,
+    #[error("the name of its export is too long")]
+    NameTooLong,
 }
 
 fn remedy_for_unknown(nearest: Option<&str>, known: &[&str]) -> String {

@@ -207,6 +207,20 @@ fn a_slip_of_syntax_is_named_by_line_and_its_text_is_not_shown() {
 }
 
 #[test]
+fn what_is_accepted_as_an_nbd_uri_can_be_opened_as_one() {
+    for uri in
+        ["nbd+unix:///a%2+0b?socket=s.sock", "nbd+unix:///x?socket=%ff", "nbd://h/%", "nbd://h/%ff", "nbd://h/a b"]
+    {
+        let result = parse(&MINIMAL.replace("file:disk0.img", uri));
+        if let Ok(config) = &result {
+            let Store::Nbd { uri } = &config.volumes[0].store else { panic!("{config:?}") };
+            assert!(uri.parse::<crate::nbd::Uri>().is_ok(), "{uri}");
+        }
+        assert_eq!(result.is_ok(), uri == "nbd://h/a b", "{uri}");
+    }
+}
+
+#[test]
 fn a_secret_is_shown_nowhere() {
     let options = "[remote.options]\naws_secret_access_key = \"hush-hush\"\n";
     let config = parse(&format!("{}{options}", MINIMAL.replace("file:umbra-remote", "s3://bucket/a/b"))).unwrap();
@@ -251,6 +265,9 @@ fn a_store_is_what_its_text_says_or_refused_with_a_remedy() {
     assert!(remedy("nbd+unix:///x").contains("it names no socket"));
     assert!(remedy("nbd+unix://host/x?socket=/s").contains("three slashes"));
     assert!(remedy("nbd+unix:///x?socket=/s&tls=1").contains("parameter"));
+    assert!(remedy("nbd+unix:///a%2+b?socket=/s").contains("percent-encoded"));
+    assert!(remedy("nbd://host/%ff").contains("percent-encoded"));
+    assert!(remedy(&format!("nbd://host/{}", "x".repeat(4097))).contains("name of its export is too long"));
 }
 
 #[test]

@@ -11,8 +11,8 @@
 //!  24 16  instance
 //!  40 32  previous: BLAKE3-256 of the bytes of entry number − 1
 //!  72  8  parent
-//!  80  8  sequence of the cut
-//!  88  8  time of the cut, milliseconds since 1970
+//!  80  8  sequence of the cut, below 2⁶³
+//!  88  8  time of the cut, milliseconds since 1970, before the year 10000
 //!  96  8  heartbeat
 //! 104  8  size of the volume, bytes
 //! 112  8  new bytes
@@ -288,6 +288,8 @@ impl Entry {
     /// What both writer and reader insist on.
     fn check(&self) -> Result<()> {
         within(PART, "number", self.number.0, 1, u64::MAX)?;
+        within(PART, "sequence of the cut", self.sequence.0, 0, Sequence::MAX.0)?;
+        within(PART, "time of the cut", self.time.0, 0, Timestamp::MAX.0)?;
         within(PART, "size of the volume", self.size, 0, VOLUME_MAX)?;
         within(PART, "slices", self.slices.len() as u64, 0, SLICES_MAX as u64)?;
         within(

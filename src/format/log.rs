@@ -12,9 +12,9 @@
 //!   16 16  log                                5  3  zero
 //!   32 16  volume id                          8  8  log, its halves xored
 //!   48  8  log epoch                         16  8  log epoch
-//!   56  8  lap                               24  8  lap of the segment
-//!   64  8  first log index                   32  8  log index
-//!   72     zero                              40  8  sequence
+//!   56  8  lap, below 2⁶⁴ − 1                24  8  lap of the segment
+//!   64  8  first log index                   32  8  log index, below 2⁶⁴ − 1
+//!   72     zero                              40  8  sequence, below 2⁶³
 //! 4092  4  CRC-32C of all before it          48  8  offset in the volume, bytes; of a void the index that it
 //!                                                   takes back, of a heartbeat its count
 //!                                            56  8  length, bytes
@@ -171,6 +171,8 @@ impl SegmentHeader {
         if input.u32()? != crc32c(&page[..SEGMENT_CRC_AT]) {
             return Err(FormatError::Damaged { part, check: "CRC" });
         }
+        // The next segment that is taken into use has a higher one.
+        within(part, "lap", header.lap, 0, u64::MAX - 1)?;
         Ok(header)
     }
 }
@@ -232,6 +234,8 @@ impl RecordHeader {
     /// The range is one, and the payload is what op and range make it.
     fn check(&self) -> Result<()> {
         let part = Part::LogRecord;
+        within(part, "index", self.index.0, 0, LogIndex::MAX.0)?;
+        within(part, "sequence", self.sequence.0, 0, Sequence::MAX.0)?;
         within(part, "length", self.length, 0, u64::MAX - self.offset)?;
         let payload = if self.op.has_payload() {
             within(part, "length", self.length, 0, REQUEST_MAX.into())?.next_multiple_of(SECTOR)

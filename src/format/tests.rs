@@ -553,10 +553,37 @@ fn an_entry_over_its_limits_is_not_written() {
         Entry { slices: vec![early], ..fine.clone() },
         Entry { slices: vec![slice, early, slice], ..fine.clone() },
         Entry { size: VOLUME_MAX + 1, ..fine.clone() },
+        Entry { time: Timestamp(Timestamp::MAX.0 + 1), ..fine.clone() },
+        Entry { sequence: Sequence(Sequence::MAX.0 + 1), ..fine.clone() },
         Entry { number: EntryNumber(0), ..fine.clone() },
     ] {
         assert!(over.encode(&keys()).is_err());
     }
+}
+
+/// What is read is counted on from, shown, and compared with what comes later.
+#[test]
+fn a_number_that_none_could_follow_is_refused() {
+    let header = header(&mut Dice(1));
+    let mut bytes = [0; RECORD_HEADER];
+    let mut reads = |header: RecordHeader, at: usize, value: u64| {
+        header.encode_into(&PLACE, &mut bytes);
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        let crc = super::log::crc32c(&bytes[..RECORD_HEADER - 4]);
+        bytes[RECORD_HEADER - 4..].copy_from_slice(&crc.to_le_bytes());
+        RecordHeader::decode(&bytes, &PLACE).is_ok()
+    };
+    assert!(reads(header, 32, LogIndex::MAX.0) && !reads(header, 32, LogIndex::MAX.0 + 1));
+    assert!(reads(header, 40, Sequence::MAX.0) && !reads(header, 40, Sequence::MAX.0 + 1));
+    let last = SegmentHeader { log: PLACE.log, volume: keys().volume(), epoch: 3, lap: u64::MAX, first: LogIndex(1) };
+    let mut page = [0; SEGMENT_HEADER];
+    last.encode_into(&mut page);
+    assert!(SegmentHeader::decode(&page).is_err());
+    SegmentHeader { lap: u64::MAX - 1, ..last }.encode_into(&mut page);
+    assert!(SegmentHeader::decode(&page).is_ok());
+    let volume = |created| VolumeObject { id: keys().volume(), created, encryption: Encryption::None }.encode(&keys());
+    assert!(VolumeObject::decode(&keys(), &volume(Timestamp::MAX)).is_ok());
+    assert!(VolumeObject::decode(&keys(), &volume(Timestamp(Timestamp::MAX.0 + 1))).is_err());
 }
 
 #[test]

@@ -6,13 +6,13 @@
 //! 10  1  encryption: 0 none; others are unknown to version 1
 //! 11  5  zero
 //! 16 16  id
-//! 32  8  created, milliseconds since 1970
+//! 32  8  created, milliseconds since 1970, before the year 10000
 //! 40 16  MAC of bytes 0 to 40
 //! ```
 //! Versions: 1 (2026-11): first.
 
 use super::VolumeId;
-use super::codec::{FormatError, Part, Reader, Result, Writer};
+use super::codec::{FormatError, Part, Reader, Result, Writer, within};
 use super::keys::{Keys, MAC_LENGTH, Mac, MacKind};
 use crate::units::Timestamp;
 
@@ -65,6 +65,7 @@ impl VolumeObject {
         if id != keys.volume() {
             return Err(FormatError::Foreign { part, field: "id" });
         }
+        within(part, "time of creation", created.0, 0, Timestamp::MAX.0)?;
         Ok(Self { id, created, encryption })
     }
 }

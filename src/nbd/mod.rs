@@ -12,6 +12,7 @@
 
 mod client;
 mod export;
+pub(crate) mod fuzzing;
 mod negotiation;
 mod server;
 mod session;

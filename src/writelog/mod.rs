@@ -25,6 +25,7 @@
 //! Crash: what was synced is found again; of the rest a gap-free beginning. Records that were freed or dropped may be
 //! found again too, as long as their segments were not used for something else: whoever replays skips by sequence.
 
+pub(crate) mod fuzzing;
 mod log;
 mod pool;
 #[cfg(test)]

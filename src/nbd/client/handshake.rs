@@ -72,7 +72,10 @@ pub(super) async fn connect(uri: &Uri) -> Result<(Stream, Terms), HandshakeError
     timeout(CONNECT_MAX, connecting).await.unwrap_or(Err(HandshakeError::TimedOut))
 }
 
-async fn negotiate(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), export: &str) -> Result<Terms, HandshakeError> {
+pub(super) async fn negotiate(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    export: &str,
+) -> Result<Terms, HandshakeError> {
     if stream.read_u64().await? != wire::SERVER_MAGIC {
         return Err(HandshakeError::NotNbd);
     }

@@ -9,6 +9,7 @@
 //!
 //! Several connections are used only if the server says that a flush on one covers all.
 
+pub(super) mod fuzzing;
 mod handshake;
 mod link;
 

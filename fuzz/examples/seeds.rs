@@ -1,0 +1,359 @@
+//! Writes the inputs with which fuzzing begins: what the program's own encoders make, in the form that the entry
+//! points (`src/fuzzing`) take. What must be accepted is named `valid-…`; what fuzzing finds is named by its hash.
+
+use std::fs;
+use std::path::Path;
+
+use umbra::format::entry::{Entry, EntryKind, ScanCursor, Slice};
+use umbra::format::index::{Footer, Kind};
+use umbra::format::log::{LogId, LogOp, RECORD_HEADER, RecordHeader, RecordPlace, SEGMENT_HEADER, SegmentHeader};
+use umbra::format::pack::PackBuilder;
+use umbra::format::run::RunBuilder;
+use umbra::format::volume::{Encryption, VolumeObject};
+use umbra::format::{InstanceId, Keys, ObjectHash, ObjectRef, RunRecord, RunSource, Void, VolumeId};
+use umbra::nbd::wire::{
+    self, Chunk, ContextQuery, InfoQuery, OptionHeader, OptionReply, Request, Run, SimpleReply, chunk, command, info,
+    option, reply,
+};
+use umbra::units::{Block, EntryNumber, Generation, LogIndex, Mask, Sequence, Timestamp};
+
+const VOLUME: VolumeId = VolumeId(*b"a fuzzed volume!");
+const LOG: LogId = LogId(*b"fedcba9876543210");
+
+fn main() {
+    nbd_client();
+    nbd_server();
+    log_recovery();
+    pack();
+    run();
+    entry();
+    config();
+}
+
+fn write(target: &str, name: &str, parts: &[&[u8]]) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(name), parts.concat())).unwrap();
+}
+
+fn keys() -> Keys {
+    Keys::unencrypted(VOLUME)
+}
+
+fn object(number: u8) -> ObjectRef {
+    let hash = ObjectHash([number; 32]);
+    ObjectRef { generation: Generation(3), number: number.into(), length: 1000 + u64::from(number), hash }
+}
+
+fn ask(option: u32, data: &[u8]) -> Vec<u8> {
+    [&OptionHeader { option, length: data.len() as u32 }.encode()[..], data].concat()
+}
+
+fn go() -> Vec<u8> {
+    ask(
+        option::GO,
+        &InfoQuery { name: b"disk0", kinds: vec![info::NAME, info::DESCRIPTION, info::BLOCK_SIZE] }.encode(),
+    )
+}
+
+fn contexts(option: u32) -> Vec<u8> {
+    ask(option, &ContextQuery { name: b"disk0", queries: vec![b"base:allocation"] }.encode())
+}
+
+fn requests() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut cookie = 0;
+    let mut send = |command, flags, offset, length: u32| {
+        cookie += 1;
+        bytes.extend(Request { flags, command, cookie, offset, length }.encode());
+        if command == command::WRITE {
+            bytes.extend(vec![cookie as u8; length as usize]);
+        }
+    };
+    send(command::WRITE, command::FLAG_FUA, 4096, 512);
+    send(command::READ, command::FLAG_DF, 0, 8192);
+    send(command::READ, 0, 1 << 20, 8192);
+    send(command::WRITE, 0, 1 << 30, 64);
+    send(command::FLUSH, 0, 0, 0);
+    send(command::TRIM, 0, 65536, 65536);
+    send(command::WRITE_ZEROES, command::FLAG_NO_HOLE, 0, 4096);
+    send(command::WRITE_ZEROES, command::FLAG_FAST_ZERO, 131_072, 65536);
+    send(command::CACHE, 0, 0, 4096);
+    send(command::BLOCK_STATUS, 0, 0, 1 << 20);
+    send(command::BLOCK_STATUS, command::FLAG_REQ_ONE, 0, 1 << 20);
+    send(99, 0, 0, 4096);
+    send(command::DISC, 0, 0, 0);
+    bytes
+}
+
+fn nbd_client() {
+    let flags = 3u32.to_be_bytes();
+    let structured = ask(option::STRUCTURED_REPLY, &[]);
+    let look = [
+        ask(option::LIST, &[]),
+        ask(option::INFO, &InfoQuery { name: b"", kinds: vec![] }.encode()),
+        ask(option::STARTTLS, &[]),
+        contexts(option::LIST_META_CONTEXT),
+        ask(option::ABORT, &[]),
+    ]
+    .concat();
+    let transmission = requests();
+    let set = contexts(option::SET_META_CONTEXT);
+    for (mode, name) in [(0, "whole"), (2, "in-pieces"), (0x0c, "late"), (0x10, "plain"), (0x20, "two")] {
+        write(
+            "nbd_client",
+            &format!("valid-structured-{name}"),
+            &[&[mode], &flags, &structured, &set, &go(), &transmission],
+        );
+    }
+    write("nbd_client", "valid-simple", &[&[0], &flags, &go(), &transmission]);
+    write(
+        "nbd_client",
+        "valid-export-name",
+        &[&[1], &1u32.to_be_bytes(), &ask(option::EXPORT_NAME, b"disk0"), &transmission],
+    );
+    write("nbd_client", "valid-looks", &[&[0x20], &flags, &structured, &look]);
+    write("nbd_client", "valid-requests", &[&[0x48], &transmission]);
+    write("nbd_client", "valid-requests-structured", &[&[0xc8], &transmission]);
+}
+
+fn answer(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+    [&OptionReply { option, kind, length: data.len() as u32 }.encode()[..], data].concat()
+}
+
+fn nbd_server() {
+    let told =
+        |size: u64, flags: u16| [&info::EXPORT.to_be_bytes()[..], &size.to_be_bytes(), &flags.to_be_bytes()].concat();
+    let sizes =
+        [&info::BLOCK_SIZE.to_be_bytes()[..], [512u32, 4096, 65536].map(u32::to_be_bytes).as_flattened()].concat();
+    let context = [&1u32.to_be_bytes()[..], b"base:allocation"].concat();
+    let ack = |option| answer(option, reply::ACK, &[]);
+    let greeting = wire::greeting(3);
+    let structured = [
+        ack(option::STRUCTURED_REPLY),
+        answer(option::SET_META_CONTEXT, reply::META_CONTEXT, &context),
+        ack(option::SET_META_CONTEXT),
+        answer(option::GO, reply::INFO, &told(1 << 20, 0x0d6d)),
+        answer(option::GO, reply::INFO, &sizes),
+        ack(option::GO),
+    ]
+    .concat();
+    let unable = [
+        answer(option::STRUCTURED_REPLY, reply::ERR_UNSUP, b"no"),
+        answer(option::GO, reply::ERR_UNSUP, b"no"),
+        (1u64 << 20).to_be_bytes().to_vec(),
+        0x0d6du16.to_be_bytes().to_vec(),
+    ]
+    .concat();
+    let chunk = |kind, flags, cookie, payload: &[u8]| {
+        [&Chunk { flags, kind, cookie, length: payload.len() as u32 }.encode()[..], payload].concat()
+    };
+    let at = |offset: u64, data: &[u8]| [&offset.to_be_bytes()[..], data].concat();
+    let hole = |offset: u64, length: u32| [&offset.to_be_bytes()[..], &length.to_be_bytes()].concat();
+    let last = (1u64 << 20) - 4096;
+    let runs = [Run { length: 65536, state: 0 }, Run { length: 1 << 20, state: 3 }];
+    let mut chunks = [
+        chunk(chunk::OFFSET_DATA, chunk::FLAG_DONE, 1, &at(0, &[1; 4096])),
+        chunk(chunk::OFFSET_DATA, 0, 2, &at(last, &[2; 512])),
+        chunk(chunk::OFFSET_HOLE, 0, 2, &hole(last + 512, 3584)),
+        chunk(chunk::NONE, chunk::FLAG_DONE, 2, &[]),
+    ]
+    .concat();
+    for part in 0..4 {
+        chunks.extend(chunk(chunk::OFFSET_HOLE, chunk::FLAG_DONE, 3 + part, &hole(part * 65536, 65536)));
+    }
+    chunks.extend(wire::status_chunk(7, 1, &runs));
+    chunks.extend(wire::status_chunk(8, 1, &runs[1..]));
+    chunks.extend(wire::error_chunk(9, wire::NbdError::EIO));
+    for cookie in 10..16 {
+        chunks.extend(SimpleReply { error: 0, cookie }.encode());
+    }
+    let mut simple = [&SimpleReply { error: 0, cookie: 1 }.encode()[..], &[1; 4096]].concat();
+    for cookie in 2..16 {
+        simple.extend(SimpleReply { error: if cookie > 8 { 0 } else { 5 }, cookie }.encode());
+    }
+    write("nbd_server", "valid-structured", &[&[0], &greeting, &structured, &chunks]);
+    write("nbd_server", "valid-in-pieces", &[&[6], &greeting, &structured, &chunks]);
+    write("nbd_server", "valid-unable", &[&[0], &greeting, &unable, &simple]);
+    write(
+        "nbd_server",
+        "valid-old-flags",
+        &[&[0], &wire::greeting(0), &unable[unable.len() - 10..], &[0; 124], &simple],
+    );
+    write(
+        "nbd_server",
+        "odd-unknown-export",
+        &[
+            &[0],
+            &greeting,
+            &structured[..20],
+            &answer(option::SET_META_CONTEXT, reply::ERR_UNKNOWN, b""),
+            &answer(option::GO, reply::ERR_UNKNOWN, b"none"),
+        ],
+    );
+    write("nbd_server", "valid-replies", &[&[0xc0], &chunks]);
+    write("nbd_server", "valid-simple-replies", &[&[0x40], &simple]);
+}
+
+/// One segment as the entry point takes it: all checksums are made right there.
+fn segment(headers: [&SegmentHeader; 3], records: &[(u64, LogOp, u64)]) -> Vec<u8> {
+    const FIRST_RECORD: u32 = 3 * SEGMENT_HEADER as u32;
+    let mut bytes = vec![0x0f];
+    let mut page = [0; SEGMENT_HEADER];
+    for header in headers {
+        header.encode_into(&mut page);
+        bytes.extend(&page[..72]);
+    }
+    let own = headers[0];
+    let mut space = Vec::new();
+    for &(index, op, length) in records {
+        let payload = if op.has_payload() { length.next_multiple_of(512) as u32 } else { 0 };
+        let (index, sequence) = (LogIndex(index), Sequence(index * 10));
+        let header = RecordHeader { index, sequence, op, offset: index.0 * 4096, length, payload, payload_crc: 0 };
+        let position = FIRST_RECORD + space.len() as u32;
+        let place = RecordPlace { log: own.log, epoch: own.epoch, lap: own.lap, position };
+        let mut head = [0; RECORD_HEADER];
+        header.encode_into(&place, &mut head);
+        space.extend(head);
+        space.extend(vec![index.0 as u8; payload as usize]);
+    }
+    bytes.extend((space.len() as u16).to_le_bytes());
+    bytes.extend(space);
+    bytes
+}
+
+fn log_recovery() {
+    let header = |epoch, lap, first| SegmentHeader { log: LOG, volume: VOLUME, epoch, lap, first: LogIndex(first) };
+    let (a, b, c) = (header(1, 1, 1), header(1, 2, 5), header(2, 3, 7));
+    let first = segment(
+        [&a, &a, &a],
+        &[(1, LogOp::Write, 512), (2, LogOp::Trim, 1 << 40), (3, LogOp::ReadBack, 700), (4, LogOp::Zero, 4096)],
+    );
+    let second = segment(
+        [&b, &b, &a],
+        &[(5, LogOp::Ahead, 512), (6, LogOp::Scan, 1 << 20), (7, LogOp::Unreadable, 512), (8, LogOp::Write, 1)],
+    );
+    let third = segment([&c, &c, &b], &[(7, LogOp::Write, 512), (8, LogOp::Trim, 512)]);
+    let other = SegmentHeader { volume: VolumeId([2; 16]), ..header(1, 4, 1) };
+    let foreign = segment([&other, &other, &other], &[(1, LogOp::Zero, 512)]);
+    let torn = segment([&header(2, 5, 9), &a, &c], &[]);
+    write("log_recovery", "valid-one-segment", &[&[1, 1], &first]);
+    write("log_recovery", "valid-a-chain", &[&[2, 2], &third, &foreign, &second, &first]);
+    write("log_recovery", "valid-freed", &[&[2, 1], &second, &third]);
+    write("log_recovery", "valid-torn", &[&[3, 1], &first, &torn, &second, &third]);
+}
+
+fn pack() {
+    let mut pack = PackBuilder::new(&keys(), Generation(3), 0x2b);
+    let mixed: Vec<u8> = (0..512u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    pack.push_data(Block(5), 0, Mask::range(3, 1), &mixed).unwrap();
+    pack.push_void(Block(5), 1, 0, Mask::range(8, 16), Void::Zero).unwrap();
+    pack.push_data(Block(5), 1, Mask::range(3, 2), &[7; 1024]).unwrap();
+    pack.push_void(Block(5), 1, 1, Mask(0b101), Void::Unreadable).unwrap();
+    pack.push_void(Block(6), 1 << 20, 4, Mask::FULL, Void::Trimmed).unwrap();
+    pack.push_data(Block(9), 5, Mask::FULL, &[9; 65536]).unwrap();
+    let (bytes, object) = pack.finish();
+    let footer = Footer::decode(&keys(), Kind::Pack, &object, &bytes).unwrap();
+    let (data, page) = (&bytes[..footer.pages_at as usize], &bytes[footer.pages_at as usize..footer.table_at as usize]);
+    write("pack", "valid-as-it-is", &[&[0], &bytes]);
+    write("pack", "valid-sealed", &[&[1], &bytes]);
+    write("pack", "valid-composed", &[&[2], &(data.len() as u16).to_le_bytes(), data, page]);
+    let mut many = PackBuilder::new(&keys(), Generation(3), 0x2b);
+    for block in 0..3000 {
+        many.push_void(Block(block * 77), 1, (block % 16) as u8, Mask(1 << 100 | 1 << (block % 90)), Void::Zero)
+            .unwrap();
+    }
+    let (bytes, _) = many.finish();
+    // Of several pages only their directory is of interest.
+    let footer = bytes.len() - 128;
+    write("pack", "odd-directory", &[&[1], &bytes[footer - 100..]]);
+}
+
+fn run() {
+    let mut run = RunBuilder::new(&keys(), Generation(3), 0x2b);
+    run.pack(&object(1)).unwrap();
+    run.pack(&object(2)).unwrap();
+    for (first, count, mask, source) in [
+        (5, 1, Mask::range(3, 1), RunSource::Pack(1)),
+        (5, 1, Mask::range(8, 16), RunSource::Zero),
+        (6, 2, Mask::FULL, RunSource::Pack(0)),
+        (9, 1, Mask::range(0, 8), RunSource::Pack(0)),
+        (9, 1, Mask::range(8, 8), RunSource::Pack(1)),
+        (9, 1, Mask(1 << 100 | 1 << 127), RunSource::Unreadable),
+        (100, 1 << 20, Mask::FULL, RunSource::Trimmed),
+    ] {
+        run.push(RunRecord { first: Block(first), count, mask, source }).unwrap();
+    }
+    let (bytes, object) = run.finish().unwrap();
+    let footer = Footer::decode(&keys(), Kind::Run, &object, &bytes).unwrap();
+    let (page, table) =
+        (&bytes[..footer.table_at as usize], &bytes[footer.table_at as usize..footer.directory_at as usize]);
+    write("run", "valid-as-it-is", &[&[0], &bytes]);
+    write("run", "valid-sealed", &[&[1], &bytes]);
+    write("run", "valid-composed", &[&[2], &(table.len() as u16 / 52).to_le_bytes(), table, page]);
+}
+
+fn entry() {
+    let time = Timestamp(1_795_000_000_000);
+    let full = Entry {
+        number: EntryNumber(812),
+        kind: EntryKind::Point,
+        generation: Generation(3),
+        instance: InstanceId([0x11; 16]),
+        previous: ObjectHash([0x22; 32]),
+        parent: EntryNumber(811),
+        sequence: Sequence(1_000_001),
+        time,
+        heartbeat: 77,
+        size: 1 << 30,
+        draft: true,
+        leaving: true,
+        new_bytes: 4242,
+        store: Some("file:8:1:42".into()),
+        scan: Some(ScanCursor { front: 4 << 20 }),
+        slices: vec![
+            Slice { sequence: Sequence(1_000_000), time: Timestamp(time.0 - 1000) },
+            Slice { sequence: Sequence(1_000_001), time },
+        ],
+        own: vec![object(1)],
+        levels: [vec![object(2), object(200)], vec![object(3)], vec![object(4)], vec![object(5)]],
+        base: Some(object(6)),
+        detail: b"detail".to_vec(),
+    };
+    let plain = Entry {
+        kind: EntryKind::Open,
+        draft: false,
+        leaving: false,
+        scan: None,
+        slices: Vec::new(),
+        own: Vec::new(),
+        levels: Default::default(),
+        base: None,
+        detail: Vec::new(),
+        ..full.clone()
+    };
+    write("entry", "valid-as-it-is", &[&[0], &full.encode(&keys()).unwrap()]);
+    write("entry", "valid-full", &[&[1], &full.encode(&keys()).unwrap()]);
+    write("entry", "valid-open", &[&[1], &plain.encode(&keys()).unwrap()]);
+    let volume = VolumeObject { id: VOLUME, created: time, encryption: Encryption::None }.encode(&keys());
+    write("entry", "valid-volume-as-it-is", &[&[2], &volume]);
+    write("entry", "valid-volume", &[&[3], &volume]);
+    write("entry", "valid-name-object", &[&[4], VOLUME.to_name_object().as_bytes()]);
+    write("entry", "valid-name", &[&[5], b"a.b_c-d0"]);
+}
+
+fn config() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy-configs");
+    for file in fs::read_dir(examples).unwrap().map(|file| file.unwrap()) {
+        let text = fs::read(file.path()).unwrap();
+        write("config", &format!("valid-{}", file.file_name().to_string_lossy().replace(".toml", "")), &[&text]);
+    }
+    let odd = "state = \"s\"\nlisten.nbd = [\"unix:n.sock\", \"[::1]:0\", \"h:65535\"]\n\
+        [remote]\nurl = \"az://c/p/q\"\noptions = { azure_storage_account_key = \"Xs3cr3tX\", x = 1 }\n\
+        [[volume]]\nname = \"a\"\nstore = \"nbd+unix:///a%20b?socket=s.sock\"\nmax_age = \"1h 5m\"\n\
+        [[volume]]\nname = \"b\"\nstore = \"nbd://[::1]:1/e\"\n\
+        [[volume]]\nname = \"c\"\nstore = \"file:///x\"\ncreate = 65536\ndirect = true\n\
+        [upload]\nrate = \"1.5 MiB\"\nparallel = 64\n[log]\nsize = \"8GiB\"\nsync = \"flush\"\n";
+    write("config", "odd-values", &[odd.as_bytes()]);
+    let right = odd.replace(", x = 1", "");
+    write("config", "valid-right", &[right.as_bytes()]);
+}
