@@ -24,9 +24,10 @@ use tracing::{error, info, warn};
 use super::assemble::{AssembleError, Assembler};
 use super::merger::Merger;
 use super::numbers::ObjectNumbers;
+use super::sample;
 use super::scanner::{Scanner, Sealed};
 use super::slices::{SliceCut, Slices};
-use super::status::{NewestPoint, Report};
+use super::status::{Base, NewestPoint, Report};
 use super::upload::{Memory, Purpose, Taken, Uploader, with_causes};
 use crate::chain::resolve::Resolver;
 use crate::chain::{At, ChainWriter, Opening, Proposal, PublishError};
@@ -237,6 +238,13 @@ impl Publisher {
     }
 
     async fn publish_until(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<Left>, End> {
+        self.set_base(self.volume.published().index);
+        if let Some(base) = self.report.base() {
+            tokio::select! {
+                () = sample::compare(&self.volume, &self.report, base, self.scan_rate) => {}
+                _ = stop.wait_for(|&stop| stop) => {}
+            }
+        }
         let mut urgent = false;
         loop {
             if *stop.borrow() {
@@ -254,6 +262,14 @@ impl Publisher {
                 _ = stop.changed() => {}
             }
         }
+    }
+
+    /// The newest entry shows the volume at `cut`.
+    fn set_base(&self, cut: LogIndex) {
+        let entry = self.chain.newest().clone();
+        let complete = !self.draft && entry.number == self.newest;
+        let (remote, volume) = (self.remote.clone(), self.keys.volume());
+        self.report.set_base(complete.then_some(Base { remote, volume, entry, cut }));
     }
 
     fn start_scan(&mut self) -> Result<(), End> {
@@ -367,10 +383,11 @@ impl Publisher {
             detail: Vec::new(),
         };
         let entry = self.put_entry(proposal).await?;
-        self.volume.set_published(cut, exact);
         self.levels = below(&entry.own, &entry.levels);
         self.draft = entry.draft;
         self.newest = entry.number;
+        self.set_base(cut.index);
+        self.volume.set_published(cut, exact);
         self.last_entry = Instant::now();
         self.scan_packs.clear();
         if exact {

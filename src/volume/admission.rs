@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::descriptor::{Descriptor, Effect};
 use super::progress::{Cut, Progress};
 use super::sequences::Sequences;
+use super::watch::{WatchId, Watches};
 use crate::format::log::LogOp;
 use crate::marks::RegionSet;
 use crate::units::{LogIndex, REGION, SECTOR, Sequence, Span};
@@ -91,6 +92,7 @@ pub struct Admission {
     ages: VecDeque<(LogIndex, Instant)>,
     /// Since when no recovery point can be up to date: an overflow, or the start of a scan.
     inexact_since: Option<Instant>,
+    watches: Watches,
 }
 
 /// A range whose turn it is in a scan.
@@ -124,6 +126,7 @@ impl Admission {
             lag_writes: 0,
             ages: VecDeque::from([(nothing.index, Instant::now())]),
             inexact_since: None,
+            watches: Watches::default(),
         }
     }
 
@@ -219,6 +222,7 @@ impl Admission {
         self.lag_bytes += descriptor.lag_bytes();
         self.descriptors.push_back(descriptor);
         self.progress.admit(index);
+        self.watches.note(sectors);
         Ticket(Some(index))
     }
 
@@ -322,6 +326,7 @@ impl Admission {
     /// Logging ends here: `span` (and whatever else [`Self::distrust`] marks) changes unrecorded.
     pub fn stop_logging(&mut self, span: Span) {
         self.marked.insert(span);
+        self.watches.break_all();
         if matches!(self.state, State::Resyncing | State::Shadowing) {
             if self.state == State::Resyncing {
                 self.exact_from = None;
@@ -467,6 +472,25 @@ impl Admission {
             0
         };
         marked.saturating_sub(begun).min(self.size)
+    }
+
+    /// Begins to note what changes in `span`: first all of it that may differ from the newest entry's content (see the
+    /// invariants above), then what is admitted. Returns the published cut that this is about; none while nothing is
+    /// logged.
+    pub fn watch(&mut self, span: Span) -> Option<(WatchId, LogIndex)> {
+        if !matches!(self.state, State::Resyncing | State::Shadowing) {
+            return None;
+        }
+        let id = self.watches.begin(span);
+        self.descriptors.iter().for_each(|descriptor| self.watches.note(descriptor.span()));
+        self.unknown.values().for_each(|&unknown| self.watches.note(unknown));
+        let regions = (span.start / REGION..span.end.div_ceil(REGION)).filter(|&region| self.marked.contains(region));
+        regions.for_each(|region| self.watches.note(Span::at(region * REGION, REGION)));
+        Some((id, self.published.index))
+    }
+
+    pub fn watches(&mut self) -> &mut Watches {
+        &mut self.watches
     }
 
     /// Called once a second, so that the age of the oldest unpublished operation is known to a second.

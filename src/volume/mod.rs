@@ -20,6 +20,7 @@ pub mod progress;
 pub mod ranges;
 pub mod scan;
 pub mod sequences;
+pub mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
