@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod notify;
+mod scrubs;
 pub mod state;
 pub mod stores;
 
@@ -18,6 +19,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
 
+use crate::admin::{self, Desk};
 use crate::chain::Opening;
 use crate::clock::Clock;
 use crate::config::{self, Config};
@@ -26,10 +28,11 @@ use crate::format::VolumeId;
 use crate::nbd::{Address, BindError, Export, Server};
 use crate::remote::probe::{ConditionalPuts, conditional_puts};
 use crate::remote::{Limits, Remote};
+use crate::snapshot::compare::Comparer;
 use crate::snapshot::publisher::{self, Left, Parts};
 use crate::snapshot::status::Report;
 use crate::snapshot::upload::Memory;
-use crate::status::{self, LogStatus, PointStatus, Status, StatusError, VolumeStatus};
+use crate::status::{self, LogStatus, PointStatus, ScrubStatus, Status, StatusError, VolumeStatus};
 use crate::units::LogIndex;
 use crate::volume::{Sequences, Start, Volume};
 use crate::writelog;
@@ -89,6 +92,7 @@ pub struct Gateway {
     server: JoinHandle<()>,
     stop_server: watch::Sender<bool>,
     stop_publishing: watch::Sender<bool>,
+    comparers: Vec<Comparer>,
     /// Tasks that need no end of their own.
     background: JoinSet<()>,
 }
@@ -106,6 +110,7 @@ struct Running {
 struct Watched {
     volume: Volume,
     report: Arc<Report>,
+    comparer: Comparer,
     max_age: Duration,
     late: AtomicBool,
 }
@@ -174,6 +179,7 @@ impl Gateway {
             exports.push(Export { name: name.clone(), description: String::new(), disk: Arc::new(volume.clone()) });
             watched.push(Watched {
                 volume: volume.clone(),
+                comparer: Comparer::new(volume.clone(), report.clone(), config.snapshot.scan_rate.limit()),
                 report,
                 max_age: written.max_age,
                 late: AtomicBool::new(false),
@@ -203,9 +209,18 @@ impl Gateway {
         let watched: Arc<[Watched]> = watched.into();
         let mut background = JoinSet::new();
         let of_status = watched.clone();
-        background.spawn(status::answer(status_socket, Arc::new(move || status_of(&of_status))));
+        let comparers: Vec<Comparer> = watched.iter().map(|watched| watched.comparer.clone()).collect();
+        let by_name =
+            comparers.iter().map(|comparer| (comparer.volume().name().to_owned(), comparer.clone())).collect();
+        let desk = Desk { status: Box::new(move || status_of(&of_status)), comparers: by_name };
+        background.spawn(admin::answer(status_socket, Arc::new(desk)));
+        if let Some(period) = config.snapshot.scrub {
+            for comparer in &comparers {
+                background.spawn(scrubs::schedule(&state, comparer, period, &clock).run(comparer.clone()));
+            }
+        }
         background.spawn(keep_house(state.clone(), sequences, watched));
-        Ok(Self { state, volumes, exports, server, stop_server, stop_publishing, background })
+        Ok(Self { state, volumes, exports, server, stop_server, stop_publishing, comparers, background })
     }
 
     /// Each export with each address it is served at.
@@ -225,6 +240,10 @@ impl Gateway {
         self.stop_server.send_replace(true);
         if let Err(error) = self.server.await {
             error!(%error, "the server ended unexpectedly");
+        }
+        // Nobody logs anything behind the last cut.
+        for comparer in &self.comparers {
+            comparer.stop().await;
         }
         info!(at_most = ?LEAVE_MAX, "stopping: publishing what is left");
         self.stop_publishing.send_replace(true);
@@ -429,6 +448,12 @@ impl Watched {
             uploaded: report.uploaded_bytes(),
             points: report.points(),
             last_error: report.last_error(),
+            scrub: self.comparer.scrub_status().map(|scrub| ScrubStatus {
+                compared: scrub.compared,
+                total: scrub.total,
+                differing: scrub.differing,
+                finished: scrub.finished.map(|time| time.to_string()),
+            }),
         }
     }
 }

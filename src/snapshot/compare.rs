@@ -102,7 +102,8 @@ pub struct Outcome {
     pub compared: u64,
     pub changed: u64,
     pub unreadable: u64,
-    data: u64,
+    /// Of what was compared, what the copy has data for.
+    pub data: u64,
     pub different: Ranges,
     /// Bytes that were logged again.
     pub repaired: u64,
@@ -344,7 +345,9 @@ impl<'a> Windows<'a> {
     async fn begin(&mut self, span: Span) -> Result<(Watch, Resolver), Ended> {
         loop {
             shadowed(self.volume).await?;
-            if let Some(watch) = self.volume.watch(span)
+            // Before the point that ends a scan, all that was scanned counts as changed.
+            if self.volume.is_exact(self.volume.published())
+                && let Some(watch) = self.volume.watch(span)
                 && let Some(base) = self.report.base()
                 && base.cut >= watch.since()
             {

@@ -19,7 +19,7 @@ use crate::units::{KIB, REGION, Span, Timestamp};
 /// Slower would gain nothing: a small volume is done early instead.
 const RATE_MIN: u64 = 256 * KIB;
 /// A window lasts about so long, so that an interruption costs no more.
-const WINDOW_SECONDS: u64 = 60;
+const WINDOW_SECONDS: u64 = 300;
 /// Before a copy that cannot be read is tried again.
 const COPY_PAUSE: Duration = Duration::from_secs(3600);
 /// The clock is looked at this often between two rounds: it may be set.

@@ -280,7 +280,9 @@ async fn what_a_store_returned_wrongly_at_the_first_copy_is_found_by_a_scrub() {
         period: Duration::from_secs(3600),
         clock: Clock::system(),
         kept: Kept { next: 4 * MIB, begun: Some(1), ..Kept::default() },
-        keep: Box::new(move |state| drop(kept.send_replace(state))),
+        keep: Box::new(move |state| {
+            kept.send_replace(state);
+        }),
     };
     let scrub = tokio::spawn(schedule.run(comparer.clone()));
     let finished = keeping.wait_for(|kept| kept.finished.is_some());
