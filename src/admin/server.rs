@@ -17,6 +17,8 @@ use crate::status::{ANSWER_MAX, Status};
 
 /// Clients at a time; more wait to be taken.
 const CLIENTS_MAX: usize = 32;
+/// Of them, those that wait for a comparison: the others are refused, and the status is always to be had.
+const COMPARISONS_MAX: usize = 16;
 /// How often a client is told how far its request is; this is also how its leaving is noticed.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -27,19 +29,22 @@ pub struct Desk {
     pub comparers: HashMap<String, Comparer>,
 }
 
+const _: () = assert!(COMPARISONS_MAX < CLIENTS_MAX);
+
 /// Answers everyone who connects, until it is dropped.
 pub async fn answer(listener: UnixListener, desk: Arc<Desk>) {
     let clients = Arc::new(Semaphore::new(CLIENTS_MAX));
+    let comparisons = Arc::new(Semaphore::new(COMPARISONS_MAX));
     let mut tasks = tokio::task::JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
         let place = clients.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
-                let desk = desk.clone();
+                let (desk, comparisons) = (desk.clone(), comparisons.clone());
                 tasks.spawn(async move {
                     // Whoever goes away before the end does not want to know.
-                    let _ = serve(stream, &desk).await;
+                    let _ = serve(stream, &desk, &comparisons).await;
                     drop(place);
                 });
             }
@@ -52,7 +57,7 @@ pub async fn answer(listener: UnixListener, desk: Arc<Desk>) {
 }
 
 /// An error is one of the connection.
-async fn serve(stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
+async fn serve(stream: UnixStream, desk: &Desk, comparisons: &Semaphore) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut read = BufReader::new(read).take(REQUEST_MAX);
@@ -67,7 +72,10 @@ async fn serve(stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
             send(&mut write, &document).await
         }
         Ok(Request::Compare { volume, repair }) => match desk.comparers.get(&volume) {
-            Some(comparer) => compare(&mut write, comparer, repair).await,
+            Some(comparer) => match comparisons.try_acquire() {
+                Ok(_place) => compare(&mut write, comparer, repair).await,
+                Err(_) => tell(&mut write, &Line::Failed("too many wait for a comparison".to_owned())).await,
+            },
             None => tell(&mut write, &Line::Failed(format!("the gateway has no volume {volume:?}"))).await,
         },
         Err(error) => tell(&mut write, &Line::Failed(format!("this is no request: {error}"))).await,

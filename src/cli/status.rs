@@ -196,6 +196,10 @@ fn picture(status: &Status, scans: &mut Scans, at: Instant, now: Timestamp) -> S
         if volume.late {
             text += &format!("{}: late: the oldest unpublished write is older than max_age\n", volume.name);
         }
+        if volume.differing > 0 {
+            let bytes = human_bytes(volume.differing);
+            text += &format!("{}: {bytes} were changed past the gateway, or their copy was damaged\n", volume.name);
+        }
         if let Some(scrub) = &volume.scrub {
             text += &format!("{}: {}\n", volume.name, scrubbed(scrub));
         }
@@ -274,6 +278,7 @@ mod tests {
             uploaded: 0,
             points: 0,
             last_error: None,
+            differing: 0,
             scrub: None,
         }
     }

@@ -448,6 +448,7 @@ impl Watched {
             uploaded: report.uploaded_bytes(),
             points: report.points(),
             last_error: report.last_error(),
+            differing: self.comparer.different(),
             scrub: self.comparer.scrub_status().map(|scrub| ScrubStatus {
                 compared: scrub.compared,
                 total: scrub.total,

@@ -11,6 +11,7 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -137,6 +138,8 @@ pub(super) struct Inner {
     /// Bytes per second that may be read; none is no limit.
     pub(super) rate: Option<NonZeroU64>,
     pub(super) scrub: Mutex<Option<ScrubStatus>>,
+    /// Bytes that differed, of all comparisons.
+    different: AtomicU64,
     /// Held by the one comparison that was asked for.
     turn: tokio::sync::Mutex<()>,
     stop: watch::Sender<bool>,
@@ -151,6 +154,7 @@ impl Comparer {
             report,
             rate,
             scrub: Mutex::default(),
+            different: AtomicU64::new(0),
             turn: tokio::sync::Mutex::default(),
             stop: watch::Sender::default(),
             running: RwLock::default(),
@@ -159,6 +163,11 @@ impl Comparer {
 
     pub fn volume(&self) -> &Volume {
         &self.0.volume
+    }
+
+    /// Bytes that comparisons found different since the start.
+    pub fn different(&self) -> u64 {
+        self.0.different.load(Ordering::Relaxed)
     }
 
     pub(super) fn inner(&self) -> &Inner {
@@ -213,7 +222,7 @@ impl Comparer {
                 self.repair(&mut found).await?
             }
         };
-        alarm(report, &found);
+        self.tell_of(&found);
         Ok(found)
     }
 
@@ -242,6 +251,25 @@ impl Comparer {
         Ok(if found.different.unlisted() > 0 { Verdict::PartlyRepaired } else { Verdict::Repaired })
     }
 
+    /// Counts what was found, and tells operators, once for each comparison that found something.
+    fn tell_of(&self, found: &Outcome) {
+        self.0.different.fetch_add(found.different.bytes(), Ordering::Relaxed);
+        let Some(first) = found.different.listed().first() else { return };
+        let (volume, bytes) = (self.0.report.volume(), found.different.bytes());
+        let (ranges, repaired) = (found.different.listed().len() as u64 + found.different.unlisted(), found.repaired);
+        match found.verdict {
+            Verdict::TooMuch => error!(
+                volume, bytes, ranges, %first,
+                "the store differs from its copy in so much that it may be another store; nothing is repaired: see that it is \
+                 the right one, then serve it with --compare"
+            ),
+            _ => error!(
+                volume, bytes, ranges, %first, repaired,
+                "the store was changed past the gateway, or its copy is damaged"
+            ),
+        }
+    }
+
     /// Compares `span` alone, for a scrub: what differs in it is repaired if it is not too much of it.
     pub(super) async fn compare_window(
         &self,
@@ -254,26 +282,8 @@ impl Comparer {
         if !found.different.is_empty() {
             found.verdict = if found.is_too_much() { Verdict::TooMuch } else { self.repair(&mut found).await? };
         }
-        alarm(&self.0.report, &found);
+        self.tell_of(&found);
         Ok(found)
-    }
-}
-
-/// Tells operators, once for each comparison that found something.
-fn alarm(report: &Report, found: &Outcome) {
-    let Some(first) = found.different.listed().first() else { return };
-    let (volume, bytes) = (report.volume(), found.different.bytes());
-    let (ranges, repaired) = (found.different.listed().len() as u64 + found.different.unlisted(), found.repaired);
-    match found.verdict {
-        Verdict::TooMuch => error!(
-            volume, bytes, ranges, %first,
-            "the store differs from its copy in so much that it may be another store; nothing is repaired: see that it is \
-             the right one, then serve it with --compare"
-        ),
-        _ => error!(
-            volume, bytes, ranges, %first, repaired,
-            "the store was changed past the gateway, or its copy is damaged"
-        ),
     }
 }
 

@@ -130,9 +130,10 @@ impl Scrub {
         Ok(())
     }
 
-    /// Such that `bytes` take what is left of the period, within `limit`.
+    /// Such that `bytes` take what is left of the period, within `limit`. One that is late does not hurry more than a
+    /// tenth of the period asks for: it may be late since the gateway was down.
     fn rate(&self, bytes: u64, limit: Option<NonZeroU64>) -> NonZeroU64 {
-        let seconds = self.left().as_secs().max(1);
+        let seconds = self.left().max(self.period / 10).as_secs().max(1);
         let rate = NonZeroU64::new((bytes / seconds).max(RATE_MIN)).expect("not less than the minimum");
         limit.map_or(rate, |limit| rate.min(limit))
     }
@@ -170,6 +171,7 @@ mod tests {
         assert_eq!(rate(scrub(hour, 1000, 1000), 10 * GIB), 10 * GIB / 3600);
         assert_eq!(rate(scrub(hour, 1_801_000, 1000), 10 * GIB), 10 * GIB / 1800, "the half of it is over");
         assert_eq!(rate(scrub(hour, 9_000_000, 1000), 10 * GIB), 8 * MIB, "late, and held by the limit");
+        assert_eq!(rate(scrub(hour, 9_000_000, 1000), GIB), GIB / 360, "late, and not in a hurry");
         assert_eq!(rate(scrub(hour, 1000, 1000), MIB), RATE_MIN);
         assert_eq!(scrub(hour, 0, 5000).left(), hour, "a clock that was set back");
     }

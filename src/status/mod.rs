@@ -48,6 +48,8 @@ pub struct VolumeStatus {
     /// Points published since the start.
     pub points: u64,
     pub last_error: Option<String>,
+    /// Bytes that differed from the copy though no client had changed them, as comparisons found since the start.
+    pub differing: u64,
     /// None where no comparison is scheduled.
     pub scrub: Option<ScrubStatus>,
 }

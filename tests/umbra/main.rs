@@ -5,6 +5,7 @@ mod oracle;
 mod s3;
 mod trace;
 
+mod comparing;
 mod crashes;
 mod cuts;
 mod malformed;
