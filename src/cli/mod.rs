@@ -144,7 +144,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "STORE", value_parser = Place::parse)]
     pub against: Option<Option<Place>>,
     /// Only report what the gateway finds; upload nothing.
-    #[arg(long, requires = "against", requires = "config")]
+    #[arg(long, requires = "against", conflicts_with = "remote")]
     pub no_repair: bool,
     /// Print the result as one JSON object.
     #[arg(long)]
