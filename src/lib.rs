@@ -45,6 +45,8 @@ pub mod volume;
 pub mod snapshot;
 pub mod status;
 
+pub mod admin;
+
 pub mod daemon;
 
 pub mod cli;

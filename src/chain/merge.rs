@@ -6,6 +6,7 @@
 //! Crash: a run that was put and is listed nowhere remains.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -80,7 +81,7 @@ pub async fn merge(
     generation: Generation,
     number: u64,
 ) -> Result<(Bytes, ObjectRef)> {
-    let mut layers = Layers::new(Source::new(remote, keys.clone()));
+    let mut layers = Layers::new(Arc::new(Source::new(remote, keys.clone())));
     inputs.iter().for_each(|input| layers.push(kind, *input, SLICES_MAX as u8 - 1));
     let heads = layers.heads().await?;
     let mut run = RunBuilder::new(keys, generation, number);

@@ -20,6 +20,7 @@ pub mod merge;
 mod model;
 pub mod opening;
 pub mod reader;
+mod recent;
 pub mod resolve;
 mod source;
 #[cfg(test)]

@@ -71,6 +71,15 @@ struct Inner {
 impl Resolver {
     /// The content up to and including `slice` of `entry`; of all its slices if none is given. Reads nothing yet.
     pub fn new(remote: Remote, volume: VolumeId, entry: &Entry, slice: Option<usize>) -> Result<Self> {
+        Self::over(Arc::new(Source::new(remote, Keys::unencrypted(volume))), entry, slice)
+    }
+
+    /// The content of another entry of the same volume: what was read of objects that both list is shared.
+    pub fn at(&self, entry: &Entry) -> Result<Self> {
+        Self::over(self.0.layers.source.clone(), entry, None)
+    }
+
+    fn over(source: Arc<Source>, entry: &Entry, slice: Option<usize>) -> Result<Self> {
         let slices = entry.slices.len();
         if entry.base.is_some() {
             return Err(ResolveError::PartitionedBase);
@@ -79,7 +88,7 @@ impl Resolver {
             return Err(ResolveError::NoSuchSlice { slice, slices });
         }
         let newest = slice.map_or(ALL_SLICES, |slice| slice as u8);
-        let mut layers = Layers::new(Source::new(remote, Keys::unencrypted(volume)));
+        let mut layers = Layers::new(source);
         entry.own.iter().for_each(|pack| layers.push(Kind::Pack, *pack, newest));
         let [packs, runs @ ..] = &entry.levels;
         packs.iter().for_each(|pack| layers.push(Kind::Pack, *pack, ALL_SLICES));
@@ -93,6 +102,9 @@ impl Resolver {
     }
     pub fn keys(&self) -> &Keys {
         &self.source().keys
+    }
+    pub(super) fn layers(&self) -> &Layers {
+        &self.0.layers
     }
     pub(super) fn source(&self) -> &Source {
         &self.0.layers.source
@@ -185,7 +197,7 @@ pub(super) enum Found {
 
 /// Packs and runs, newest first, of which an upper one hides a lower one.
 pub(super) struct Layers {
-    pub source: Source,
+    pub source: Arc<Source>,
     layers: Vec<Layer>,
     /// Of each layer, once they were read: every answer needs all of them.
     heads: OnceCell<Vec<Arc<Loaded>>>,
@@ -206,7 +218,7 @@ struct Packs {
 }
 
 impl Layers {
-    pub(super) fn new(source: Source) -> Self {
+    pub(super) fn new(source: Arc<Source>) -> Self {
         Self { source, layers: Vec::new(), heads: OnceCell::new(), packs: Mutex::default() }
     }
 

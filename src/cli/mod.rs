@@ -8,6 +8,7 @@
 pub mod check;
 pub mod demo;
 pub mod failure;
+mod online;
 pub mod output;
 pub mod place;
 pub mod points;
@@ -31,7 +32,7 @@ use tracing_subscriber::filter::LevelFilter;
 use self::failure::Failure;
 use self::output::LogFormat;
 use self::place::Place;
-use self::source::{PointArgs, SourceArgs};
+use self::source::{PointArgs, SourceArgs, VerifySource};
 use crate::format::names::VolumeName;
 
 /// Shadow a volume to object storage, and get it back.
@@ -133,12 +134,18 @@ pub struct RestoreArgs {
 #[derive(Clone, Debug, Args)]
 pub struct VerifyArgs {
     #[command(flatten)]
-    pub source: SourceArgs,
+    pub source: VerifySource,
     #[command(flatten)]
     pub point: PointArgs,
-    /// Compare the point with a store as well: a file, a block device or an NBD URI.
+    /// Compare the point with a store as well: a file, a block device or an NBD URI; with --config also without STORE,
+    /// for the volume's own. While a gateway serves the store, give its configuration with --config: then the gateway
+    /// compares the store with the newest point, passes over what clients change meanwhile, and uploads again what
+    /// differs.
     #[arg(long, value_name = "STORE", value_parser = Place::parse)]
-    pub against: Option<Place>,
+    pub against: Option<Option<Place>>,
+    /// Only report what the gateway finds; upload nothing.
+    #[arg(long, requires = "against", conflicts_with = "remote")]
+    pub no_repair: bool,
     /// Print the result as one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -1,6 +1,8 @@
 //! Where recovery points are read from and which one is meant: `--remote`, `--volume`, `--at`.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,6 +11,7 @@ use super::failure::Failure;
 use super::output::human_duration;
 use crate::chain::{At, ChainError, ChainReader, Chosen};
 use crate::clock::Clock;
+use crate::config::{self, Config};
 use crate::format::names::VolumeName;
 use crate::remote::{Limits, OpenError, Remote, RemoteError};
 use crate::units::{EntryNumber, Sequence, Timestamp, human_bytes};
@@ -22,6 +25,21 @@ pub struct SourceArgs {
     /// A setting of the object store's client by its name, as in endpoint=http://127.0.0.1:9000; may be given again.
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_option)]
     pub remote_option: Vec<RemoteOption>,
+}
+
+/// As [`SourceArgs`], or what a gateway's configuration says.
+#[derive(Clone, Debug, Args)]
+pub struct VerifySource {
+    /// file:FOLDER, s3://BUCKET/PREFIX, az://CONTAINER/PREFIX or gs://BUCKET/PREFIX; credentials are taken from the
+    /// environment (AWS_…, AZURE_…, GOOGLE_…).
+    #[arg(long, value_name = "URL", required_unless_present = "config")]
+    pub remote: Option<String>,
+    /// A setting of the object store's client by its name, as in endpoint=http://127.0.0.1:9000; may be given again.
+    #[arg(long, value_name = "KEY=VALUE", requires = "remote", value_parser = parse_option)]
+    pub remote_option: Vec<RemoteOption>,
+    /// The configuration file of the gateway (TOML), which names the remote and the volume's store.
+    #[arg(long, value_name = "FILE", conflicts_with = "remote")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -95,22 +113,43 @@ fn parse_time(text: &str) -> Option<Timestamp> {
 
 impl SourceArgs {
     pub fn open(&self) -> Result<Remote, Failure> {
-        let options = self.remote_option.iter().map(|option| (option.key.clone(), option.value.clone())).collect();
-        Remote::open(&self.remote, &options, Limits::default()).map_err(|error| {
-            let failure = Failure::new("open the remote", "").because(&error);
-            match error {
-                OpenError::Folder { .. } => failure.remedy("name the folder that the gateway's [remote] url names"),
-                OpenError::MakeFolder { .. } => failure,
-                OpenError::Setup { .. } => failure.remedy("check the credentials in the environment"),
-                OpenError::UnknownScheme { .. }
-                | OpenError::NoBucket { .. }
-                | OpenError::Decorated { .. }
-                | OpenError::Host { .. }
-                | OpenError::Prefix { .. }
-                | OpenError::UnknownOption { .. } => failure.wrong_usage(),
-            }
-        })
+        open(&self.remote, &options(&self.remote_option))
     }
+}
+
+impl VerifySource {
+    /// The remote, and the configuration where one is named.
+    pub fn open(&self) -> Result<(Remote, Option<Config>), Failure> {
+        if let Some(remote) = &self.remote {
+            return Ok((open(remote, &options(&self.remote_option))?, None));
+        }
+        let file = self.config.clone().unwrap_or_default();
+        let on = file.display().to_string();
+        let config = config::load(&file).map_err(|error| Failure::new("read", on).because(&error))?;
+        let remote = open(&config.remote.place.to_string(), config.remote.options.expose())?;
+        Ok((remote, Some(config)))
+    }
+}
+
+fn options(written: &[RemoteOption]) -> BTreeMap<String, String> {
+    written.iter().map(|option| (option.key.clone(), option.value.clone())).collect()
+}
+
+fn open(url: &str, options: &BTreeMap<String, String>) -> Result<Remote, Failure> {
+    Remote::open(url, options, Limits::default()).map_err(|error| {
+        let failure = Failure::new("open the remote", "").because(&error);
+        match error {
+            OpenError::Folder { .. } => failure.remedy("name the folder that the gateway's [remote] url names"),
+            OpenError::MakeFolder { .. } => failure,
+            OpenError::Setup { .. } => failure.remedy("check the credentials in the environment"),
+            OpenError::UnknownScheme { .. }
+            | OpenError::NoBucket { .. }
+            | OpenError::Decorated { .. }
+            | OpenError::Host { .. }
+            | OpenError::Prefix { .. }
+            | OpenError::UnknownOption { .. } => failure.wrong_usage(),
+        }
+    })
 }
 
 /// A recovery point that was chosen, as it is told to a person.

@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::output::{human_duration, table};
 use super::stops::Stops;
 use crate::config;
-use crate::status::{Status, StatusError, VolumeStatus, ask};
+use crate::status::{ScrubStatus, Status, StatusError, VolumeStatus, ask};
 use crate::units::{Timestamp, human_bytes};
 
 /// Between two looks of `--watch`.
@@ -196,11 +196,30 @@ fn picture(status: &Status, scans: &mut Scans, at: Instant, now: Timestamp) -> S
         if volume.late {
             text += &format!("{}: late: the oldest unpublished write is older than max_age\n", volume.name);
         }
+        if volume.differing > 0 {
+            let bytes = human_bytes(volume.differing);
+            text += &format!("{}: {bytes} were changed past the gateway, or their copy was damaged\n", volume.name);
+        }
+        if let Some(scrub) = &volume.scrub {
+            text += &format!("{}: {}\n", volume.name, scrubbed(scrub));
+        }
         if let Some(error) = &volume.last_error {
             text += &format!("{}: {error}\n", volume.name);
         }
     }
     text
+}
+
+/// How far the scheduled comparison is.
+fn scrubbed(scrub: &ScrubStatus) -> String {
+    let mut text = format!("scrub: {}% of this round", percent(scrub.compared, scrub.total));
+    if scrub.differing > 0 {
+        text += &format!(", {} differed from the copy", human_bytes(scrub.differing));
+    }
+    match &scrub.finished {
+        Some(time) => text + &format!(", last finished {time}"),
+        None => text + ", none finished yet",
+    }
 }
 
 fn lag_age(volume: &VolumeStatus) -> String {
@@ -265,6 +284,8 @@ mod tests {
             uploaded: 0,
             points: 0,
             last_error: None,
+            differing: 0,
+            scrub: None,
         }
     }
 
@@ -319,6 +340,16 @@ mod tests {
         assert!(!shown(VolumeStatus { scanned: MIB, ..volume() }, &mut scans, seconds(2)).contains("left"));
         // One that stands still has no end.
         assert!(!shown(VolumeStatus { scanned: MIB, ..volume() }, &mut scans, seconds(3)).contains("left"));
+    }
+
+    #[test]
+    fn a_scheduled_comparison_is_shown_with_what_it_found() {
+        let scrub = ScrubStatus { compared: 256 * MIB, total: GIB, differing: 512, finished: None };
+        let text = shown(VolumeStatus { scrub: Some(scrub), ..volume() }, &mut Scans::default(), Instant::now());
+        assert!(
+            text.contains("disk0: scrub: 25% of this round, 512 B differed from the copy, none finished"),
+            "{text}"
+        );
     }
 
     #[test]

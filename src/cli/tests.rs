@@ -41,6 +41,23 @@ fn wrong_forms_are_wrong_usage() {
 }
 
 #[test]
+fn a_gateways_configuration_stands_for_the_remote_and_the_store() {
+    let with = |more: &[&str]| Cli::try_parse_from(["umbra", "verify", "--volume", "v"].iter().chain(more));
+    assert!(with(&["--config", "umbra.toml"]).is_ok());
+    assert!(with(&["--config", "umbra.toml", "--against", "--json"]).is_ok());
+    assert!(with(&["--config", "umbra.toml", "--against", "disk.img", "--no-repair"]).is_ok());
+    for wrong in [
+        &[][..],
+        &["--config", "umbra.toml", "--remote", "file:r"],
+        &["--config", "umbra.toml", "--no-repair"],
+        &["--remote", "file:r", "--against", "disk.img", "--no-repair"],
+    ] {
+        let error = with(wrong).expect_err("taken although it is wrong");
+        assert_eq!(error.exit_code(), 2, "{wrong:?}");
+    }
+}
+
+#[test]
 fn the_readme_shows_commands_that_exist() {
     let shown = include_str!("../../README.md").lines().filter(|line| line.starts_with("umbra "));
     let mut count = 0;

@@ -7,15 +7,18 @@ use serde::Serialize;
 
 use super::VerifyArgs;
 use super::failure::Failure;
+use super::online;
 use super::output::{self, Meter};
 use super::place::Place;
 use super::restore::{Range, resolve_remedy, shown};
 use super::source::Point;
+use crate::admin::Comparison;
 use crate::chain::resolve::Resolver;
 use crate::restore::compare::{CompareError, compare};
 use crate::restore::progress::Progress;
 use crate::restore::ranges::Ranges;
 use crate::restore::verify::{Fault, Findings, verify_objects};
+use crate::snapshot::compare::Verdict;
 use crate::units::{EntryNumber, Sequence, Timestamp, human_bytes};
 
 /// Objects with a fault that a person is shown; all are in the JSON.
@@ -54,24 +57,39 @@ struct Against {
     different: Vec<Range>,
     /// How many more there are.
     unlisted: u64,
+    /// Where the gateway that serves the store has compared it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway: Option<Online>,
 }
 
-/// A store that was compared with the point.
-struct Compared<'a> {
-    store: &'a Place,
+/// What only the gateway can say of a store that it serves.
+#[derive(Serialize)]
+struct Online {
+    compared_bytes: u64,
+    changed_bytes: u64,
+    unreadable_bytes: u64,
+    repaired_bytes: u64,
+    verdict: Verdict,
+}
+
+/// A store that was compared with the point; by its gateway, with the newest point.
+struct Compared {
+    store: Place,
     store_size: u64,
     different: Ranges,
+    gateway: Option<Comparison>,
 }
 
 pub async fn run(args: VerifyArgs) -> Result<(), Failure> {
     let on = args.point.volume.to_string();
-    let remote = args.source.open()?;
+    let (remote, config) = args.source.open()?;
+    let against = online::Against::find(&args, config.as_ref()).await?;
     let point = args.point.choose(&remote).await?;
     output::announce(&format!("verify {on}: {point}"));
     // What is named wrongly is told before everything is read.
-    let store = match &args.against {
-        Some(place) => Some((place, place.open_store().await?)),
-        None => None,
+    let store = match &against {
+        online::Against::Us(place) => Some(place.open_store().await?),
+        online::Against::Nobody | online::Against::Gateway(_) => None,
     };
     let begun = Instant::now();
     let progress = Arc::new(Progress::default());
@@ -79,19 +97,24 @@ pub async fn run(args: VerifyArgs) -> Result<(), Failure> {
     let findings = verify_objects(&point.chain, &point.chosen.entry, &progress).await;
     drop(meter);
 
-    let compared = match store {
-        Some((place, store)) => {
+    let compared = match (against, store) {
+        (online::Against::Us(place), Some(store)) => {
             let (entry, slice) = (&point.chosen.entry, point.chosen.slice);
-            let broken = |error: CompareError| cannot_compare(&on, place, &error, &findings);
+            let broken = |error: CompareError| cannot_compare(&on, &place, &error, &findings);
             let resolver = Resolver::new(remote, point.chain.volume(), entry, slice)
                 .map_err(|error| broken(CompareError::Resolve(error)))?;
             let progress = Arc::new(Progress::new(point.size()));
             let _meter = Meter::start("compare", progress.clone());
             let store_size = store.geometry().size;
             let different = compare(&resolver, store, &progress).await.map_err(broken)?;
-            Some(Compared { store: place, store_size, different })
+            Some(Compared { store: place, store_size, different, gateway: None })
         }
-        None => None,
+        (online::Against::Gateway(served), _) => {
+            let found = served.compare(!args.no_repair).await?;
+            let different = Ranges::counted(found.spans().collect(), found.different, found.unlisted);
+            Some(Compared { store: served.place, store_size: served.size, different, gateway: Some(found) })
+        }
+        _ => None,
     };
     if args.json {
         output::print_json(&summary(&args, &point, &findings, compared.as_ref(), begun.elapsed().as_secs_f64()))?;
@@ -105,7 +128,7 @@ fn summary<'a>(
     args: &'a VerifyArgs,
     point: &Point,
     findings: &'a Findings,
-    compared: Option<&Compared<'_>>,
+    compared: Option<&Compared>,
     seconds: f64,
 ) -> Summary<'a> {
     Summary {
@@ -126,12 +149,19 @@ fn summary<'a>(
             different_bytes: compared.different.bytes(),
             different: compared.different.listed().iter().map(Range::from).collect(),
             unlisted: compared.different.unlisted(),
+            gateway: compared.gateway.as_ref().map(|found| Online {
+                compared_bytes: found.compared,
+                changed_bytes: found.changed,
+                unreadable_bytes: found.unreadable,
+                repaired_bytes: found.repaired,
+                verdict: found.verdict,
+            }),
         }),
         seconds,
     }
 }
 
-fn text(on: &str, point: &Point, findings: &Findings, compared: Option<&Compared<'_>>) -> String {
+fn text(on: &str, point: &Point, findings: &Findings, compared: Option<&Compared>) -> String {
     let Findings { entries: _, packs, runs, records, bytes, bad } = findings;
     let mut text = format!(
         "{on}: {point}: {packs} packs and {runs} runs are sound ({}, {records} records)\n",
@@ -143,12 +173,24 @@ fn text(on: &str, point: &Point, findings: &Findings, compared: Option<&Compared
     if bad.len() > SHOWN_MAX {
         text += &format!("  and {} more bad objects\n", bad.len() - SHOWN_MAX);
     }
-    if let Some(Compared { store, store_size, different }) = compared {
+    if let Some(Compared { store, store_size, different, gateway }) = compared {
+        if let Some(found) = gateway {
+            text += &format!(
+                "{store}, as its gateway compares it with the newest point: {} compared, {} passed over since clients \
+                 changed it, {} unreadable\n",
+                human_bytes(found.compared),
+                human_bytes(found.changed),
+                human_bytes(found.unreadable)
+            );
+        }
         if different.is_empty() {
             text += &format!("{store} equals the point\n");
         } else {
             text += &format!("{store} differs from the point in {}:\n", human_bytes(different.bytes()));
             text += &shown(different);
+        }
+        if let Some(found) = gateway.as_ref().filter(|found| found.repaired > 0) {
+            text += &format!("{} are uploaded again, for the next recovery point\n", human_bytes(found.repaired));
         }
         if *store_size != point.size() {
             text += &format!("{store} has {store_size} bytes, the volume {}\n", point.size());
@@ -157,21 +199,41 @@ fn text(on: &str, point: &Point, findings: &Findings, compared: Option<&Compared
     text
 }
 
-fn verdict(on: &str, findings: &Findings, compared: Option<&Compared<'_>>) -> Result<(), Failure> {
+fn verdict(on: &str, findings: &Findings, compared: Option<&Compared>) -> Result<(), Failure> {
     if !findings.bad.is_empty() {
         return Err(Failure::new("verify", on)
             .why(count_bad(findings))
             .remedy("choose another point with --at; serve with --compare publishes a new one from the local store"));
     }
     match compared {
-        Some(Compared { store, different, .. }) if !different.is_empty() => {
+        Some(Compared { store, different, gateway, .. }) if !different.is_empty() => {
             let why = format!("{store} differs from the point in {}", human_bytes(different.bytes()));
-            Err(Failure::new("verify", on).why(why).remedy(
-                "a store that was written after the point differs rightly; else serve with --compare brings the copy up \
-                 to date, and restore brings the store back",
-            ))
+            let failure = Failure::new("verify", on).why(why);
+            Err(match gateway {
+                Some(found) => failure.remedy(online_remedy(found.verdict)),
+                None => failure.remedy(
+                    "a store that was written after the point differs rightly, and one that a gateway serves is compared \
+                     with --config FILE; else serve with --compare brings the copy up to date, and restore brings the \
+                     store back",
+                ),
+            })
         }
         _ => Ok(()),
+    }
+}
+
+fn online_remedy(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Equal | Verdict::Repaired => {
+            "the next recovery point has what the store holds; see who writes past the gateway, or whether the disk is \
+             sound"
+        }
+        Verdict::PartlyRepaired => "verify again: there was more than could be repaired at once",
+        Verdict::Left => "see who writes past the gateway; without --no-repair what the store holds is uploaded",
+        Verdict::TooMuch => {
+            "so much looks like another store than the one that was shadowed, and nothing was repaired: see that it is \
+             the right one, then restart the gateway with --compare"
+        }
     }
 }
 

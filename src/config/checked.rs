@@ -63,6 +63,8 @@ pub struct Snapshot {
     pub epoch: Duration,
     /// Of reading each store for a first copy or a comparison.
     pub scan_rate: Rate,
+    /// From one scheduled comparison to the next; none is never.
+    pub scrub: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +102,8 @@ const LOG_SIZE_MAX: u64 = 64 * TIB;
 const THROTTLE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(10));
 /// Below, an epoch is over before its two puts are; above, more is lost with a site than asynchronous copying is for.
 const EPOCH: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Below, the store is read all the time; above, nobody waits for it.
+const SCRUB: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(365 * 24 * 3600));
 /// A year: catches a slipped unit.
 const MAX_AGE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// More requests than that gain nothing against any store.
@@ -305,7 +309,16 @@ impl Check<'_> {
         let shown = written.epoch.as_str();
         let epoch = self.value(&Section::Snapshot, "epoch", format_args!("{shown:?}"), epoch);
         let scan_rate = self.value(&Section::Snapshot, "scan_rate", &written.scan_rate, rate(&written.scan_rate));
-        Some(Snapshot { epoch: epoch?, scan_rate: scan_rate? })
+        let (min, max) = SCRUB;
+        let scrub = match written.scrub.as_str() {
+            "never" => Ok(None),
+            _ => duration(&written.scrub).and_then(|period| {
+                if (min..=max).contains(&period) { Ok(Some(period)) } else { Err(Fault::DurationOutside { min, max }) }
+            }),
+        };
+        let shown = written.scrub.as_str();
+        let scrub = self.value(&Section::Snapshot, "scrub", format_args!("{shown:?}"), scrub);
+        Some(Snapshot { epoch: epoch?, scan_rate: scan_rate?, scrub: scrub? })
     }
 
     fn upload(&mut self, written: &written::Upload) -> Option<Upload> {

@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod notify;
+mod scrubs;
 pub mod state;
 pub mod stores;
 
@@ -20,6 +21,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::admin::{self, Desk};
 use crate::chain::Opening;
 use crate::clock::Clock;
 use crate::config::{self, Config};
@@ -28,11 +30,12 @@ use crate::format::VolumeId;
 use crate::nbd::{Address, BindError, Export, Server};
 use crate::remote::probe::{ConditionalPuts, conditional_puts};
 use crate::remote::{Limits, Remote};
+use crate::snapshot::compare::Comparer;
 use crate::snapshot::publisher::{self, Expected, Left, Parts};
 use crate::snapshot::status::Report;
 use crate::snapshot::upload::Memory;
 use crate::status::forecast::Forecast;
-use crate::status::{self, LogStatus, PointStatus, Status, StatusError, VolumeStatus};
+use crate::status::{self, LogStatus, PointStatus, ScrubStatus, Status, StatusError, VolumeStatus};
 use crate::units::Generation;
 use crate::volume::boot::{self, Found};
 use crate::volume::{self, MarksFail, Sequences, Volume};
@@ -45,6 +48,8 @@ use stores::StoreError;
 pub const LEAVE_MAX: Duration = Duration::from_secs(60);
 /// How long a store may take for its last flush.
 const FLUSH_MAX: Duration = Duration::from_secs(30);
+/// How long a server that lost its connection to us may still carry out what it was asked: NBD cannot tell it not to.
+const QUARANTINE: Duration = Duration::from_secs(10 * 60);
 /// How often the sequence's reserve and the volumes' ages are looked at.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
 
@@ -105,6 +110,7 @@ pub struct Gateway {
     server: JoinHandle<()>,
     stop_server: watch::Sender<bool>,
     stop_publishing: watch::Sender<bool>,
+    comparers: Vec<Comparer>,
     /// Tasks that need no end of their own.
     background: JoinSet<()>,
 }
@@ -122,6 +128,7 @@ struct Running {
 struct Watched {
     volume: Volume,
     report: Arc<Report>,
+    comparer: Comparer,
     max_age: Duration,
     late: AtomicBool,
     forecast: Mutex<Forecast>,
@@ -168,6 +175,7 @@ impl Gateway {
             })?;
             let settings = volume::Settings {
                 sync_log: config.log.sync == config::SyncMode::Flush,
+                quarantine: matches!(written.store, config::Store::Nbd { .. }).then_some(QUARANTINE),
                 throttle: config.log.throttle,
                 marks_fail: match config.log.when_marks_fail {
                     config::WhenMarksFail::Forward => MarksFail::Forward,
@@ -208,6 +216,7 @@ impl Gateway {
             exports.push(Export { name: name.clone(), description: String::new(), disk: Arc::new(volume.clone()) });
             watched.push(Watched {
                 volume: volume.clone(),
+                comparer: Comparer::new(volume.clone(), report.clone(), config.snapshot.scan_rate.limit()),
                 report,
                 max_age: written.max_age,
                 late: AtomicBool::new(false),
@@ -239,9 +248,18 @@ impl Gateway {
         let watched: Arc<[Watched]> = watched.into();
         let mut background = JoinSet::new();
         let of_status = watched.clone();
-        background.spawn(status::answer(status_socket, Arc::new(move || status_of(&of_status))));
+        let comparers: Vec<Comparer> = watched.iter().map(|watched| watched.comparer.clone()).collect();
+        let by_name =
+            comparers.iter().map(|comparer| (comparer.volume().name().to_owned(), comparer.clone())).collect();
+        let desk = Desk { status: Box::new(move || status_of(&of_status)), comparers: by_name };
+        background.spawn(admin::answer(status_socket, Arc::new(desk)));
+        if let Some(period) = config.snapshot.scrub {
+            for comparer in &comparers {
+                background.spawn(scrubs::schedule(&state, comparer, period, &clock).run(comparer.clone()));
+            }
+        }
         background.spawn(keep_house(state.clone(), sequences, watched));
-        Ok(Self { state, volumes, exports, server, stop_server, stop_publishing, background })
+        Ok(Self { state, volumes, exports, server, stop_server, stop_publishing, comparers, background })
     }
 
     /// Each export with each address it is served at.
@@ -261,6 +279,10 @@ impl Gateway {
         self.stop_server.send_replace(true);
         if let Err(error) = self.server.await {
             error!(%error, "the server ended unexpectedly");
+        }
+        // Nobody logs anything behind the last cut.
+        for comparer in &self.comparers {
+            comparer.stop().await;
         }
         info!(at_most = ?LEAVE_MAX, "stopping: publishing what is left");
         self.stop_publishing.send_replace(true);
@@ -350,10 +372,10 @@ async fn open_log(
     let path = state.log();
     let settings = writelog::Settings { size: config.log.size, volumes: config.volumes.len() as u32, discard: true };
     let log = |source| StartError::Log { path: path.clone(), source };
-    let there = writelog::Pool::look(&path, settings).map_err(log)?;
+    let look = writelog::Pool::look(&path, settings).map_err(log)?;
     for marks in marks {
         let volume = marks.name().to_owned();
-        marks.log_found(there).map_err(|source| StartError::Marks { volume, source })?;
+        marks.log_found(look).map_err(|source| StartError::Marks { volume, source })?;
     }
     let dir = path.clone();
     let opened = task::blocking(move || writelog::Pool::open(&dir, settings)).await;
@@ -508,6 +530,13 @@ impl Watched {
             uploaded: report.uploaded_bytes(),
             points: report.points(),
             last_error: report.last_error(),
+            differing: self.comparer.different(),
+            scrub: self.comparer.scrub_status().map(|scrub| ScrubStatus {
+                compared: scrub.compared,
+                total: scrub.total,
+                differing: scrub.differing,
+                finished: scrub.finished.map(|time| time.to_string()),
+            }),
         }
     }
 }

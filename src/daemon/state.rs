@@ -6,6 +6,7 @@
 //!         sequence          high-water mark of the sequence
 //!         volumes/<name>    ids of its log and its remote copy; its store; what a clean stop left
 //!         marks/<name>      its region marks
+//!         scrub/<name>      how far its scheduled comparison is
 //!         log/              the write log (it holds customer data in clear: all is 0700 and 0600)
 //!         status.sock
 //! ```
@@ -126,8 +127,7 @@ impl StateFolder {
     /// Takes the folder, made if absent.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let volumes = path.join("volumes");
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&volumes);
-        made.map_err(io_error("make the folder", &volumes))?;
+        make_folder(&volumes)?;
         let owner_only = fs::set_permissions(path, fs::Permissions::from_mode(0o700));
         owner_only.map_err(io_error("restrict access to", path))?;
         let lock_path = path.join("lock");
@@ -206,6 +206,12 @@ impl StateFolder {
     }
 }
 
+/// The folder, and those above it, for their owner only.
+pub(super) fn make_folder(path: &Path) -> Result<(), StateError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(io_error("make the folder", path))
+}
+
 fn random() -> Result<[u8; 16], StateError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(StateError::Random)?;
@@ -222,7 +228,7 @@ fn io_error<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Erro
     move |source| StateError::Io { operation, path: path.to_owned(), source }
 }
 
-fn read(path: &Path) -> Result<Option<String>, StateError> {
+pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -231,7 +237,7 @@ fn read(path: &Path) -> Result<Option<String>, StateError> {
 }
 
 /// The file holds `bytes` durably, or what it held before.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     // No volume has a name that begins with a dot.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let beside = path.with_file_name(format!(".{name}.new"));

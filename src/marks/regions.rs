@@ -105,23 +105,25 @@ impl RegionSet {
     /// Whether any region that the bytes touch is in the set.
     pub fn contains_any(&self, span: Span) -> bool {
         let (start, end) = self.touched(span);
-        self.next_from(start).is_some_and(|region| region < end)
+        self.next_before(start, end).is_some()
     }
 
     /// The first region in the set that is not before `region`.
     pub fn next_from(&self, region: u64) -> Option<u64> {
-        if region >= self.regions {
-            return None;
-        }
-        let mut index = (region / 64) as usize;
-        let mut word = self.words[index] & (u64::MAX << (region % 64));
-        loop {
+        self.next_before(region, self.regions)
+    }
+
+    /// The first region in the set that is neither before `region` nor, as all that is looked at, at `end` or after it.
+    fn next_before(&self, region: u64, end: u64) -> Option<u64> {
+        let mut from = region;
+        while from < end {
+            let word = self.words[(from / 64) as usize] >> (from % 64);
             if word != 0 {
-                return Some(index as u64 * 64 + u64::from(word.trailing_zeros()));
+                return Some(from + u64::from(word.trailing_zeros())).filter(|&found| found < end);
             }
-            index += 1;
-            word = *self.words.get(index)?;
+            from = (from / 64 + 1) * 64;
         }
+        None
     }
 
     /// The first region that is not in the set and not before `region`; looked for before `end` only, and `end` (or

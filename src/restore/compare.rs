@@ -134,8 +134,9 @@ async fn mixed(
     Ok(found)
 }
 
-/// Of the sectors that may differ, those that do: what is data is read and compared.
-async fn confirmed(
+/// Of the sectors that may differ, those that do: what is data is read and compared. `local` is what the store holds of
+/// the block that `fragments` are about, short only where the volume ends.
+pub async fn confirmed(
     resolver: &Resolver,
     local: &[u8],
     fragments: &[Fragment],

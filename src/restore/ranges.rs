@@ -14,6 +14,11 @@ pub struct Ranges {
 }
 
 impl Ranges {
+    /// Ranges that somebody else counted: those listed, in order, and how much there is in all.
+    pub fn counted(listed: Vec<Span>, bytes: u64, unlisted: u64) -> Self {
+        Self { listed, bytes, unlisted }
+    }
+
     /// Adds ranges that all lie behind what was added before, among themselves in any order and disjoint.
     pub fn append(&mut self, mut spans: Vec<Span>) {
         spans.sort_unstable();

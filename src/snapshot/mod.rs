@@ -5,14 +5,19 @@
 //!    │                                                          ├─► upload ─► publisher ─► chain
 //!    └──────────pieces────────► scanner ────────────────────────┘                │
 //!                                                         merger ◄───────────────┘
+//! volume ──watched pieces───► compare, scrub, sample ◄── the newest entry
 //! ```
 
 pub mod assemble;
 pub mod coalesce;
+pub mod compare;
 pub mod merger;
 pub mod numbers;
+mod piece;
 pub mod publisher;
+mod sample;
 pub mod scanner;
+pub mod scrub;
 pub mod slices;
 pub mod status;
 pub mod upload;

@@ -24,9 +24,10 @@ use tracing::{error, info, warn};
 use super::assemble::{AssembleError, Assembler};
 use super::merger::Merger;
 use super::numbers::ObjectNumbers;
+use super::sample;
 use super::scanner::{Scanner, Sealed};
 use super::slices::{SliceCut, Slices};
-use super::status::{NewestPoint, Report};
+use super::status::{Base, NewestPoint, Report};
 use super::upload::{Memory, Purpose, Taken, Uploader, with_causes};
 use crate::chain::resolve::Resolver;
 use crate::chain::{At, ChainWriter, Opening, Proposal, PublishError};
@@ -37,6 +38,7 @@ use crate::format::{Keys, ObjectRef, VolumeId};
 use crate::remote::Remote;
 use crate::units::{EntryNumber, Generation, LogIndex};
 use crate::volume::{Cut, Sequences, State, Volume};
+use crate::writelog::LogFailed;
 
 /// A draft at most this often: each closes the scan's pack, and nobody restores from it.
 const DRAFT_EVERY: Duration = Duration::from_secs(15);
@@ -256,6 +258,13 @@ impl Publisher {
     }
 
     async fn publish_until(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<Left>, End> {
+        self.set_base(self.volume.published().index);
+        if let Some(base) = self.report.base() {
+            tokio::select! {
+                () = sample::compare(&self.volume, &self.report, base, self.scan_rate) => {}
+                _ = stop.wait_for(|&stop| stop) => {}
+            }
+        }
         let mut urgent = false;
         loop {
             if *stop.borrow() {
@@ -273,6 +282,14 @@ impl Publisher {
                 _ = stop.changed() => {}
             }
         }
+    }
+
+    /// The newest entry shows the volume at `cut`.
+    fn set_base(&self, cut: LogIndex) {
+        let entry = self.chain.newest().clone();
+        let complete = !self.draft && entry.number == self.newest;
+        let (remote, volume) = (self.remote.clone(), self.keys.volume());
+        self.report.set_base(complete.then_some(Base { remote, volume, entry, cut }));
     }
 
     fn start_scan(&mut self) -> Result<(), End> {
@@ -330,7 +347,10 @@ impl Publisher {
             self.publish(named, exact, leaving).await?;
         } else if news {
             // What changes nothing is not worth an entry.
-            self.volume.set_published(cut, exact);
+            if exact {
+                self.set_base(cut.index);
+            }
+            self.volume.pass(cut, exact);
         }
         let pausing = self.resynced.is_some_and(|resynced| resynced.elapsed() < self.resync_pause);
         if self.scan.is_none() && self.scan_packs.is_empty() && !pausing && self.volume.resync_if_drained() {
@@ -403,11 +423,18 @@ impl Publisher {
             levels: self.levels.clone(),
             detail: Vec::new(),
         };
+        // What the chain shows the log has durably: else a log that lost its end could say what was taken back.
+        if let Err(LogFailed::NotLogged(_)) = self.volume.log().sync(cut.index).await
+            && cut.index > published.index
+        {
+            return Ok(());
+        }
         let entry = self.put_entry(proposal).await?;
-        self.volume.set_published(cut, exact);
         self.levels = below(&entry.own, &entry.levels);
         self.draft = entry.draft;
         self.newest = entry.number;
+        self.set_base(cut.index);
+        self.volume.set_published(cut, exact);
         self.last_entry = Instant::now();
         self.scan_packs.clear();
         if exact {

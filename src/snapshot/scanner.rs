@@ -17,10 +17,11 @@ use futures_util::stream::FuturesOrdered;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::assemble::PACK_BYTES;
 use super::numbers::ObjectNumbers;
+use super::piece::answered;
 use super::status::Report;
 use super::upload::{Purpose, Room, Taken, Uploader};
 use crate::chain::differs::{Policy, differs};
@@ -428,24 +429,10 @@ fn zeroes_over(held: &[Fragment]) -> Vec<(Block, u64, Mask)> {
 /// Asks the remote copy; where it cannot tell (an object is missing or damaged), everything counts as different.
 async fn retry<T, F: Future<Output = Result<T, crate::chain::resolve::ResolveError>>>(
     report: &Report,
-    mut ask: impl FnMut() -> F,
+    ask: impl FnMut() -> F,
 ) -> Option<T> {
-    let mut pause = std::time::Duration::from_millis(500);
-    loop {
-        match ask().await {
-            Ok(answer) => return Some(answer),
-            Err(error) if error.is_transient() => {
-                warn!(volume = report.volume(), %error, retry_in = ?pause, "the remote is not available");
-                report.failed(error.to_string());
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(std::time::Duration::from_secs(15));
-            }
-            Err(error) => {
-                info!(volume = report.volume(), %error, "the remote copy cannot be compared here; uploading what the store holds");
-                return None;
-            }
-        }
-    }
+    let unknown = |error| info!(volume = report.volume(), %error, "the remote copy cannot be compared here; uploading what the store holds");
+    answered(report, ask).await.map_err(unknown).ok()
 }
 
 const _: () = assert!(SECTORS_PER_BLOCK as u64 * SECTOR == BLOCK);

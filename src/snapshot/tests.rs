@@ -1,5 +1,7 @@
 //! A volume with its publisher over simulated neighbours: what is published equals what the store holds.
 
+mod compare;
+
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -344,9 +346,11 @@ async fn a_first_copy_under_load_ends_in_a_point_that_equals_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_clean_stop_nothing_is_compared_and_after_a_crash_only_what_differs_is_uploaded() {
-    let world = World::new(SIZE);
-    world.store.write(0, Random(7).bytes(8 * MIB as usize), false).await.unwrap();
+async fn after_a_clean_stop_a_sample_is_compared_and_after_a_crash_only_what_differs_is_uploaded() {
+    let world = World::new(160 * MIB);
+    for megabyte in 0..160 {
+        world.store.write(megabyte * MIB, Random(megabyte).bytes(MIB as usize), false).await.unwrap();
+    }
     let gateway = world.start().await;
     gateway.settled().await;
     let left = gateway.leave().await.expect("a clean stop");
@@ -355,7 +359,8 @@ async fn after_a_clean_stop_nothing_is_compared_and_after_a_crash_only_what_diff
     let gateway = world.start_expecting(Some(left.entry)).await;
     gateway.volume.write(3 * MIB, Random(8).bytes(4096), false).await.unwrap();
     gateway.settled().await;
-    assert_eq!(world.store.calls(Kind::Read), reads, "a clean start read the store");
+    let read = world.store.calls(Kind::Read) - reads;
+    assert!((60..70).contains(&read), "a clean start read {read} pieces of a megabyte");
     world.assert_current().await;
     // In the log, and never published.
     gateway.volume.write(4 * MIB, Random(9).bytes(4096), false).await.unwrap();

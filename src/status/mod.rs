@@ -1,23 +1,22 @@
 //! What a running gateway tells of itself, over a unix socket in its state folder.
 //!
-//! The protocol: whoever connects is sent one JSON document ([`Status`]) and the connection is closed. The socket lies
-//! in a folder that only its owner may enter; nothing secret and nothing of the volumes' content is in the document.
+//! Owns: the document ([`Status`]), the socket, asking for it. Does not own: answering, and what else can be asked for
+//! ([`crate::admin`]). The socket lies in a folder that only its owner may enter; nothing secret and nothing of the
+//! volumes' content is in the document.
 
 pub mod forecast;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tracing::warn;
 
 /// Name of the socket in the state folder.
 pub const SOCKET: &str = "status.sock";
-/// A client that does not take its answer within this time is given up.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// A client that does not say what it wants, or does not take its answer, within this time is given up.
+pub const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Larger than the status of thousands of volumes.
 const DOCUMENT_MAX: u64 = 16 << 20;
 
@@ -55,6 +54,22 @@ pub struct VolumeStatus {
     /// Points published since the start.
     pub points: u64,
     pub last_error: Option<String>,
+    /// Bytes that differed from the copy though no client had changed them, as comparisons found since the start.
+    pub differing: u64,
+    /// None where no comparison is scheduled.
+    pub scrub: Option<ScrubStatus>,
+}
+
+/// The scheduled comparison of the store with its copy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// Bytes of this round.
+    pub compared: u64,
+    pub total: u64,
+    /// Bytes that differed in this round; after its end, until the next.
+    pub differing: u64,
+    /// When the last whole round ended, RFC 3339; none before the first.
+    pub finished: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,32 +114,23 @@ pub fn listen(state: &Path) -> Result<UnixListener, StatusError> {
     Ok(listener)
 }
 
-/// Answers everyone who connects, until it is dropped.
-pub async fn answer(listener: UnixListener, status: Arc<dyn Fn() -> Status + Send + Sync>) {
-    loop {
-        match listener.accept().await {
-            Ok((mut stream, _)) => {
-                let document = serde_json::to_vec(&status()).unwrap_or_default();
-                tokio::spawn(async move {
-                    // Whoever goes away before the end does not want to know.
-                    let _ = tokio::time::timeout(ANSWER_MAX, stream.write_all(&document)).await;
-                });
-            }
-            Err(error) => {
-                warn!(%error, "a status request could not be taken");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+/// Connects to the gateway whose state folder it is, and sends `request` (see [`crate::admin`]).
+pub async fn connect(state: &Path, request: &str) -> Result<UnixStream, StatusError> {
+    let path = state.join(SOCKET);
+    let mut stream = match UnixStream::connect(&path).await {
+        Ok(stream) => stream,
+        Err(source) => return Err(StatusError::Connect { path, source }),
+    };
+    match stream.write_all(format!("{request}\n").as_bytes()).await {
+        Ok(()) => Ok(stream),
+        Err(source) => Err(StatusError::Answer { path, source }),
     }
 }
 
 /// Asks the gateway whose state folder it is.
 pub async fn ask(state: &Path) -> Result<Status, StatusError> {
     let path = state.join(SOCKET);
-    let stream = match UnixStream::connect(&path).await {
-        Ok(stream) => stream,
-        Err(source) => return Err(StatusError::Connect { path, source }),
-    };
+    let stream = connect(state, r#"{"request":"status"}"#).await?;
     let mut document = Vec::new();
     let mut stream = stream.take(DOCUMENT_MAX);
     let read = tokio::time::timeout(ANSWER_MAX, stream.read_to_end(&mut document));

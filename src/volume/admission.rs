@@ -23,6 +23,7 @@ use super::descriptor::{Descriptor, Effect};
 use super::heat::{Cold, FlushToken, Heat, Standing};
 use super::progress::{Cut, Progress};
 use super::sequences::Sequences;
+use super::watch::{WatchId, Watches};
 use crate::format::log::LogOp;
 use crate::marks::{Change, Facts, RegionSet};
 use crate::units::{LogIndex, REGION, SECTOR, Sequence, Span};
@@ -92,6 +93,12 @@ pub struct Admission {
     descriptors: VecDeque<Descriptor>,
     progress: Progress,
     heat: Heat,
+    /// The marks cannot be written: changes go on without.
+    unmarked: bool,
+    /// The heartbeat that the marks were found with.
+    found_heartbeat: u64,
+    /// The chain was seen, and the marks found to be of its time.
+    chain_seen: bool,
     /// Regions that may differ from the newest entry's content without a descriptor that says so.
     marked: RegionSet,
     /// Marked regions that hold changes from the log too: a scan uploads them whole, since comparing with the
@@ -110,6 +117,7 @@ pub struct Admission {
     ages: VecDeque<(LogIndex, Instant)>,
     /// Since when no recovery point can be up to date: an overflow, or the start of a scan.
     inexact_since: Option<Instant>,
+    watches: Watches,
 }
 
 /// A range whose turn it is in a scan.
@@ -142,7 +150,10 @@ impl Admission {
             progress: Progress::new(newest),
             marked: heat.hot().clone(),
             blind: heat.hot().emptied(),
+            found_heartbeat: heat.heartbeat(),
             heat,
+            unmarked: false,
+            chain_seen: false,
             replay_begins: replay.begins,
             descriptors: VecDeque::new(),
             unknown: BTreeMap::new(),
@@ -152,6 +163,7 @@ impl Admission {
             lag_writes: 0,
             ages: VecDeque::from([(published.index, Instant::now())]),
             inexact_since: (state != State::Shadowing).then(Instant::now),
+            watches: Watches::default(),
         };
         let mut before = published.sequence;
         for descriptor in replay.descriptors {
@@ -169,8 +181,22 @@ impl Admission {
     /// The newest entry of the chain shows the volume up to `shown`: what is to be replayed begins there. False if
     /// the log begins only behind it, so that something is missing.
     pub fn chain_shows(&mut self, log: &VolumeLog, shown: Sequence) -> bool {
-        let Some(first) = self.descriptors.front().filter(|_| self.state == State::Replaying) else { return true };
-        if !self.replay_begins && first.sequence() > shown {
+        let connected = self.replay_from(log, shown);
+        let untouched = self.is_untouched();
+        self.newest_sequence = self.newest_sequence.max(shown);
+        // Whatever is published from now on lies behind a record of this run: a log that ends before what the chain
+        // shows is older than it looks.
+        let Ticket(_) = self.remark(log, LogOp::Heartbeat, self.heat.heartbeat());
+        if untouched {
+            self.started = self.newest;
+        }
+        connected
+    }
+
+    fn replay_from(&mut self, log: &VolumeLog, shown: Sequence) -> bool {
+        let ends = self.descriptors.back().filter(|_| self.state == State::Replaying).map(|last| last.sequence());
+        let (Some(first), Some(last)) = (self.descriptors.front(), ends) else { return true };
+        if last < shown || (!self.replay_begins && first.sequence() > shown) {
             return false;
         }
         // Of the newest operation that is shown the chain may lack what was read back after it; to apply the end of a
@@ -209,7 +235,7 @@ impl Admission {
         inner: Span,
         payload: Bytes,
     ) -> Result<Ticket, Cold> {
-        if self.state != State::Untracked {
+        if !self.unmarked {
             self.heat.claim(span)?;
         }
         if !self.state.logs() {
@@ -283,7 +309,7 @@ impl Admission {
 
     /// Logs something that is not about a range: `value` stands in the record's place for the offset.
     fn remark(&mut self, log: &VolumeLog, op: LogOp, value: u64) -> Ticket {
-        if !self.state.logs() {
+        if !self.state.logs() && self.state != State::Replaying {
             return Ticket(None);
         }
         let (index, sequence) = (self.newest.next(), self.newest_sequence);
@@ -307,6 +333,7 @@ impl Admission {
         self.lag_bytes += descriptor.lag_bytes();
         self.descriptors.push_back(descriptor);
         self.progress.admit(index);
+        self.watches.note(sectors);
         Ticket(Some(index))
     }
 
@@ -399,6 +426,13 @@ impl Admission {
 
     /// An entry that covers everything through `cut` stands in the chain; a `point`, or a draft.
     pub fn set_published(&mut self, log: &VolumeLog, cut: Cut, point: bool) {
+        self.pass(cut, point);
+        log.free(cut.index);
+    }
+
+    /// Everything through `cut` changed nothing, and no entry says so: the log keeps it, for it is to reach back to
+    /// what the newest entry shows.
+    pub fn pass(&mut self, cut: Cut, point: bool) {
         let count = (cut.index.0 - self.published.index.0) as usize;
         let mut sequence = self.published.sequence;
         for descriptor in self.descriptors.drain(..count) {
@@ -416,12 +450,12 @@ impl Admission {
         if point && self.state == State::Shadowing {
             self.inexact_since = None;
         }
-        log.free(cut.index);
     }
 
     /// Logging ends here: `span`, which is hot (and whatever else [`Self::distrust`] marks) changes unrecorded.
     pub fn stop_logging(&mut self, span: Span) {
         self.marked.insert(span);
+        self.watches.break_all();
         if self.state.logs() {
             if self.state == State::Resyncing {
                 self.exact_from = None;
@@ -463,6 +497,7 @@ impl Admission {
     /// What the store is compared with is not what it was thought to be: nothing logged so far makes it exact, and
     /// everything is to be compared. Says when that is durably known.
     pub fn distrust_base(&mut self) -> Cold {
+        self.chain_seen = true;
         self.distrust();
         self.exact_from = None;
         if self.state == State::Replaying {
@@ -476,23 +511,38 @@ impl Admission {
         self.distrust_base();
         self.state = State::Fenced;
         self.forget();
-        log.reset(self.newest.next());
+        self.release(log);
+    }
+
+    /// In Fenced the log is of no use; but it stays until the marks say durably what it covered.
+    pub fn release(&mut self, log: &VolumeLog) {
+        if self.state == State::Fenced && !self.heat.is_heating() && log.appended() < self.newest.next() {
+            log.reset(self.newest.next());
+        }
     }
 
     /// The marks cannot be written: nothing is known of what changes from now on.
     pub fn untrack(&mut self) {
-        if matches!(self.state, State::Untracked | State::Fenced) {
+        if self.unmarked {
             return;
         }
+        self.unmarked = true;
         self.distrust();
         self.exact_from = None;
         self.marked.insert(Span::new(0, self.size));
-        self.state = State::Untracked;
+        if self.state != State::Fenced {
+            self.state = State::Untracked;
+        }
+    }
+
+    pub fn is_unmarked(&self) -> bool {
+        self.unmarked
     }
 
     /// The marks were begun anew: all is hot.
     pub fn track_again(&mut self, facts: Facts) {
         self.heat.all_hot(self.size, facts);
+        self.unmarked = false;
         if self.state == State::Untracked {
             self.state = State::Overflowed;
         }
@@ -504,7 +554,9 @@ impl Admission {
 
     /// In Overflowed: whether no more of what was logged can be published, and nothing logged is in flight.
     pub fn is_drained(&mut self, log: &VolumeLog) -> bool {
-        if !matches!(self.state, State::Overflowed | State::Replaying) || !self.progress.is_idle() {
+        // The log is emptied afterwards: what only it covered is durably hot before.
+        let ready = matches!(self.state, State::Overflowed | State::Replaying) && !self.heat.is_heating();
+        if !ready || !self.progress.is_idle() {
             return false;
         }
         let reachable = self.progress.cut(self.newest);
@@ -627,6 +679,8 @@ impl Admission {
 
     /// The next change of the marks, if there is anything to change; the heartbeat is raised if it `beats`.
     pub fn marks_change(&mut self, beats: bool) -> Option<Change> {
+        // Before the chain was seen a raised heartbeat would hide that the marks are older than it.
+        let beats = beats && self.chain_seen;
         if !beats && !self.heat.is_wanting() {
             return None;
         }
@@ -649,8 +703,36 @@ impl Admission {
 
     /// The volume is at rest, all of it published, and the store flushed: only what is marked stays hot.
     /// Says when that is durable.
-    pub fn settle_heat(&mut self) -> Cold {
-        self.heat.settle()
+    pub fn settle_heat(&mut self, log: &VolumeLog) -> Option<Cold> {
+        let rests = self.is_quiet(log.appended()) && self.cut(log.appended()) == self.published;
+        rests.then(|| self.heat.settle())
+    }
+
+    /// Whether the marks are of the chain's time or later; if not, the next change of them says that everything is
+    /// hot, with a higher heartbeat than any.
+    pub fn chain_beats(&mut self, heartbeat: u64) -> bool {
+        let older = heartbeat > self.found_heartbeat;
+        if older {
+            self.heat.raise_heartbeat(heartbeat);
+        }
+        self.chain_seen = true;
+        !older
+    }
+
+    /// Changes of a store that an old connection may still carry are read once more, later: what is hot now stays so.
+    pub fn suspect(&mut self) {
+        self.heat.suspect();
+    }
+
+    /// The time of suspicion is over: what was suspect is read again. False if there was nothing.
+    pub fn read_suspects(&mut self) -> bool {
+        let suspects = self.heat.suspects();
+        if suspects.is_empty() {
+            return false;
+        }
+        self.stop_logging(Span::new(0, 0));
+        self.marked.add(&suspects);
+        true
     }
 
     /// Before changes go unmarked: a heartbeat above what the marks have or are about to have, and the record of the
@@ -675,6 +757,25 @@ impl Admission {
 
     pub fn heat(&self) -> &Heat {
         &self.heat
+    }
+
+    /// Begins to note what changes in `span`: first all of it that may differ from the newest entry's content (see the
+    /// invariants above), then what is admitted. Returns the published cut that this is about; none while nothing is
+    /// logged.
+    pub fn watch(&mut self, span: Span) -> Option<(WatchId, LogIndex)> {
+        if !self.state.logs() {
+            return None;
+        }
+        let id = self.watches.begin(span);
+        self.descriptors.iter().for_each(|descriptor| self.watches.note(descriptor.span()));
+        self.unknown.values().for_each(|&unknown| self.watches.note(unknown));
+        let regions = (span.start / REGION..span.end.div_ceil(REGION)).filter(|&region| self.marked.contains(region));
+        regions.for_each(|region| self.watches.note(Span::at(region * REGION, REGION)));
+        Some((id, self.published.index))
+    }
+
+    pub fn watches(&mut self) -> &mut Watches {
+        &mut self.watches
     }
 
     /// Called once a second, so that the age of the oldest unpublished operation is known to a second.

@@ -5,7 +5,8 @@
 //! 2. The log is looked at. If it is not the one that the marks rely on, or ends before what they rely on, everything
 //!    diverged becomes hot: before a new log is made, so that a second crash finds it so.
 //! 3. The log is opened, which raises its epoch, and its gap-free prefix is read.
-//! 4. The marks take note of the log, with a higher heartbeat than any seen.
+//! 4. The marks take note of the log, and of its heartbeat. The chain's is compared when it is opened; until then
+//!    none is raised.
 //!
 //! Every hot region is compared with what the log and the chain say of it, whatever the log covers: the store may
 //! have forgotten what the log remembers.
@@ -18,11 +19,11 @@ use tracing::{info, warn};
 use super::admission::DESCRIPTORS_MAX;
 use super::descriptor::{Descriptor, Effect};
 use crate::format::VolumeId;
-use crate::format::log::{LogId, LogOp, RecordHeader};
+use crate::format::log::{LogOp, RecordHeader};
 use crate::marks::{Change, Facts, MarksFile, MarksIo, Refused, RegionSet, Unusable};
 use crate::units::{LogIndex, SECTOR, Span};
 use crate::writelog;
-use crate::writelog::{OpenError, Opened, Pool, Position, Recovered, VolumeLog};
+use crate::writelog::{Look, OpenError, Opened, Pool, Position, Recovered, VolumeLog};
 
 /// Marks as they were found, before the log is opened.
 pub struct Found {
@@ -93,8 +94,13 @@ impl Found {
         self.hot.len()
     }
 
-    /// Step 2, for a log that is `there` (none: that will be made anew).
-    pub fn log_found(&mut self, there: Option<LogId>) -> io::Result<()> {
+    /// Step 2, for what is there of a log.
+    pub fn log_found(&mut self, look: Look) -> io::Result<()> {
+        let there = look.log;
+        if look.doubted {
+            warn!(volume = self.name, "marks could not be written before the last stop; everything is compared");
+            self.distrust()?;
+        }
         if there.is_some() && there == self.facts.log {
             return Ok(());
         }
@@ -135,8 +141,20 @@ impl Found {
             warn!(volume = self.name, "the log holds more changes than can be replayed; they are read again");
             self.promote()?;
         }
-        let heartbeat = self.facts.heartbeat.max(reading.heartbeat) + 1;
-        self.facts = Facts { heartbeat, log: Some(opened.log), relied_on: LogIndex(0) };
+        if !ours {
+            self.promote()?;
+        }
+        if recovered
+            .as_ref()
+            .is_some_and(|log| log.begins && self.facts.relied_on.0 > 0 && log.first > self.facts.relied_on)
+        {
+            warn!(volume = self.name, "the log was emptied of what is relied on; it is read again");
+            self.promote()?;
+        }
+        // Not raised beyond what log and marks say: the chain is still to be compared with it.
+        let heartbeat = self.facts.heartbeat.max(reading.heartbeat);
+        let relied_on = if self.diverged.is_empty() { LogIndex(0) } else { self.facts.relied_on };
+        self.facts = Facts { heartbeat, log: Some(opened.log), relied_on };
         self.file.commit(&Change { facts: self.facts, ..Change::default() })?;
         let (start, replay) = reading.into_replay(recovered, clean);
         if !replay.descriptors.is_empty() || self.hot() > 0 {

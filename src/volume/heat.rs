@@ -53,6 +53,8 @@ pub struct Heat {
     diverged: RegionSet,
     /// Hot for as long as the process lives: what the store holds there cannot be known.
     stuck: RegionSet,
+    /// Hot until they were read once more, later: an old server may still change them.
+    suspect: RegionSet,
     /// Touched since the last rotation.
     young: RegionSet,
     young_scanned: bool,
@@ -120,6 +122,7 @@ impl Heat {
             heating: empty.clone(),
             diverged,
             stuck: empty.clone(),
+            suspect: empty.clone(),
             young: empty,
             young_scanned: false,
             old: None,
@@ -172,6 +175,11 @@ impl Heat {
     /// Whether the marks are to be changed.
     pub fn is_wanting(&self) -> bool {
         self.is_wanted() || self.may_cool || self.foretold
+    }
+
+    /// Whether regions are on their way to be hot.
+    pub fn is_heating(&self) -> bool {
+        self.is_wanted() || !self.heating.is_empty()
     }
 
     /// Whether regions are to be made hot.
@@ -304,6 +312,15 @@ impl Heat {
         self.stuck.add(&self.heating);
     }
 
+    /// Regions that are hot now stay so until [`Self::suspects`] takes them.
+    pub fn suspect(&mut self) {
+        self.suspect.add(&self.hot);
+    }
+
+    pub fn suspects(&mut self) -> RegionSet {
+        std::mem::replace(&mut self.suspect, self.hot.emptied())
+    }
+
     /// Everything that is hot is proven but for what is `marked`: the volume is at rest, flushed, and published.
     pub fn settle(&mut self) -> Cold {
         self.young.clear();
@@ -323,7 +340,8 @@ impl Heat {
     /// Raises the heartbeat above what the marks have or are about to have, for the log and the chain to say it first;
     /// the next change of the marks follows. None if that is so already.
     pub fn foretell(&mut self) -> Option<u64> {
-        if self.foretold {
+        // What a change under way carries is no longer ahead of the marks, whenever that comes to stand in them.
+        if self.foretold && self.facts.heartbeat > self.changing_heartbeat {
             return None;
         }
         self.foretold = true;
@@ -333,6 +351,11 @@ impl Heat {
 
     pub fn foretold(&self) -> Option<u64> {
         self.foretold.then_some(self.facts.heartbeat)
+    }
+
+    /// The chain has such a heartbeat: the next change of the marks has a higher one.
+    pub fn raise_heartbeat(&mut self, above: u64) {
+        self.facts.heartbeat = self.facts.heartbeat.max(above) + 1;
     }
 
     /// For marks that begin anew: a heartbeat higher than any.
@@ -372,6 +395,8 @@ impl Heat {
     /// The change is durable.
     pub fn changed(&mut self) {
         self.hot.add(&self.heating);
+        // Whoever waited for them has not had a turn yet.
+        self.young.add(&self.heating);
         self.heating.clear();
         self.durable_heartbeat = self.changing_heartbeat;
         self.foretold &= self.facts.heartbeat > self.durable_heartbeat;
@@ -387,6 +412,8 @@ impl Heat {
         self.facts = facts;
         self.durable_heartbeat = facts.heartbeat;
         self.foretold = false;
+        // Nobody waits for a change that was wanted before.
+        self.begun += 1;
         self.done = self.begun;
     }
 
@@ -396,6 +423,7 @@ impl Heat {
         let mut cool = self.hot.clone();
         cool.subtract(marked);
         cool.subtract(&self.stuck);
+        cool.subtract(&self.suspect);
         cool.subtract(&self.young);
         if let Some(old) = &self.old {
             cool.subtract(&old.regions);

@@ -16,11 +16,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::Core;
 use super::heat::Cold;
-use super::{Core, State};
 use crate::disk::{DiskError, Errno};
 use crate::marks::{Facts, MarksFile};
 use crate::task;
+use crate::units::LogIndex;
 
 /// The longest that a change waits for a mark.
 pub const MARK_MAX: Duration = Duration::from_secs(2);
@@ -90,22 +91,26 @@ pub(super) async fn run(core: Weak<Core>, pace: Pace, wanted: Arc<Notify>, mut f
         let Some(change) = core.admission.lock().marks_change(beats) else { continue };
         let (done, kept) = match task::blocking(move || (file.commit(&change), file)).await {
             Ok(ended) => ended,
-            Err(died) => return core.marks_lost(&died),
+            Err(died) => return core.marks_lost(&died).await,
         };
         file = kept;
         match done {
             Ok(()) => {
                 let mut admission = core.admission.lock();
-                let untracked = admission.state() == State::Untracked;
+                let untracked = admission.is_unmarked();
+                let was_ahead = admission.heartbeat().1;
                 admission.marks_changed(&core.log, beats && !untracked);
                 if beats {
                     // The record of the beat itself is no change.
                     beat = (Instant::now(), admission.newest());
                 }
                 failed = untracked;
+                let caught_up = was_ahead && !admission.heartbeat().1;
                 drop(admission);
                 if failed {
                     wanted.notify_one();
+                } else if caught_up {
+                    core.doubt_no_more();
                 }
                 core.marks_moved();
             }
@@ -113,7 +118,7 @@ pub(super) async fn run(core: Weak<Core>, pace: Pace, wanted: Arc<Notify>, mut f
                 error!(volume = core.name, %error, "the marks cannot be written");
                 failed = true;
                 if core.settings.marks_fail == MarksFail::Forward {
-                    core.foretell();
+                    core.foretell_durably().await;
                     core.untrack(&error);
                 }
                 wanted.notify_one();
@@ -123,24 +128,25 @@ pub(super) async fn run(core: Weak<Core>, pace: Pace, wanted: Arc<Notify>, mut f
 }
 
 impl Core {
-    /// Waits until the marks have come so far, and no longer than [`MARK_MAX`].
-    pub(super) async fn wait_for_marks(&self, awaited: Cold) -> Result<(), DiskError> {
+    /// Waits until the marks have come so far, and no longer than [`MARK_MAX`] after `since`.
+    pub(super) async fn wait_for_marks(&self, awaited: Cold, since: Instant) -> Result<(), DiskError> {
         self.marks_wanted.notify_one();
-        let half = MARK_MAX / 2;
         let mut moved = self.marks_moved.subscribe();
         let reached = moved.wait_for(|_| self.have_marks_reached(awaited));
-        if tokio::time::timeout(half, reached).await.is_ok() {
+        if tokio::time::timeout_at(since + MARK_MAX / 2, reached).await.is_ok() {
             return Ok(());
         }
         if self.settings.marks_fail == MarksFail::Forward {
             self.foretell();
         }
         let reached = moved.wait_for(|_| self.have_marks_reached(awaited));
-        if tokio::time::timeout(half, reached).await.is_ok() {
+        if tokio::time::timeout_at(since + MARK_MAX, reached).await.is_ok() {
             return Ok(());
         }
         match self.settings.marks_fail {
             MarksFail::Forward => {
+                // Whatever the change under way carried may have come to stand in the marks meanwhile.
+                self.foretell();
                 self.untrack(&"the disk does not answer");
                 Ok(())
             }
@@ -156,7 +162,7 @@ impl Core {
 
     /// What is at rest cools, durably.
     pub(super) async fn settle_marks(&self) -> bool {
-        let settled = self.admission.lock().settle_heat();
+        let Some(settled) = self.admission.lock().settle_heat(&self.log) else { return false };
         self.marks_wanted.notify_one();
         let reached = self.until_marks_reach(settled);
         tokio::time::timeout(MARK_MAX, reached).await.is_ok() && self.admission.lock().state().logs()
@@ -164,24 +170,39 @@ impl Core {
 
     fn have_marks_reached(&self, awaited: Cold) -> bool {
         let admission = self.admission.lock();
-        admission.heat().has_reached(awaited) || admission.state() == State::Untracked
+        admission.heat().has_reached(awaited) || admission.is_unmarked()
     }
 
     fn marks_moved(&self) {
         self.marks_moved.send_modify(|moved| *moved += 1);
     }
 
-    /// Raises the counters of log and chain above that of the marks, as far as they can be.
-    fn foretell(&self) {
+    /// Raises the counters of log and chain above that of the marks, as far as they can be. Returns the record that says
+    /// so in the log, which is to be synced.
+    fn foretell(&self) -> Option<LogIndex> {
         let mut admission = self.admission.lock();
-        let Some((heartbeat, index)) = admission.foretell(&self.log) else { return };
+        let (heartbeat, index) = admission.foretell(&self.log)?;
         drop(admission);
         warn!(volume = self.name, heartbeat, "the marks are late; log and chain are told that they may be wrong");
         let log = self.log.clone();
-        if let Some(index) = index {
-            tokio::spawn(async move { log.sync(index).await });
-        }
+        tokio::spawn(async move {
+            // The pool keeps the doubt of a log that is full or stands still.
+            let doubting = log.clone();
+            let doubted = task::blocking(move || doubting.doubt_marks(true));
+            if let Some(index) = index {
+                let _ = log.sync(index).await;
+            }
+            let _ = doubted.await;
+        });
         self.urgent.notify_one();
+        index
+    }
+
+    /// As [`Self::foretell`], and waits until the log has it, but not for long.
+    async fn foretell_durably(&self) {
+        if let Some(index) = self.foretell() {
+            let _ = tokio::time::timeout(MARK_MAX / 2, self.log.sync(index)).await;
+        }
     }
 
     fn untrack(&self, why: &dyn std::fmt::Display) {
@@ -202,9 +223,12 @@ impl Core {
         self.marks_moved();
     }
 
-    fn marks_lost(&self, why: &dyn std::fmt::Display) {
-        self.foretell();
-        self.untrack(why);
+    /// Nobody keeps the marks any more.
+    async fn marks_lost(&self, why: &task::Died) {
+        if self.settings.marks_fail == MarksFail::Forward {
+            self.foretell_durably().await;
+            self.untrack(why);
+        }
     }
 
     /// Writes the marks as those of a volume that is hot all over. The file, and whether that failed.
@@ -213,7 +237,7 @@ impl Core {
         let (begun, file) = match task::blocking(move || (file.begin_anew(facts), file)).await {
             Ok(ended) => ended,
             Err(died) => {
-                self.marks_lost(&died);
+                self.marks_lost(&died).await;
                 return None;
             }
         };
@@ -228,15 +252,25 @@ impl Core {
         let mut admission = self.admission.lock();
         admission.track_again(facts);
         drop(admission);
+        self.doubt_no_more();
         info!(volume = self.name, "the marks can be written again; everything is compared with the remote copy");
         self.marks_moved();
         self.urgent.notify_one();
     }
 
+    fn doubt_no_more(&self) {
+        let log = self.log.clone();
+        tokio::spawn(task::blocking(move || log.doubt_marks(false)));
+    }
+
     /// Takes note of what is proven; flushes the store where that is what is missing. True if a generation began.
     fn prove(self: &Arc<Self>, due: bool) -> bool {
+        // What a store has answered that came back meanwhile proves nothing of what it held before.
+        self.check_incarnation();
+        self.check_suspects();
         let (begun, wants_flush) = {
             let mut admission = self.admission.lock();
+            admission.release(&self.log);
             admission.prove(&self.log, due)
         };
         if wants_flush && self.geometry.abilities.flush {

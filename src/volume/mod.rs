@@ -26,6 +26,7 @@ pub mod progress;
 pub mod ranges;
 pub mod scan;
 pub mod sequences;
+pub mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -33,10 +34,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, RwLock, watch};
+use tokio::sync::watch::Sender;
+use tokio::sync::{Notify, RwLock};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::disk::{Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
 use crate::format::log::LogOp;
@@ -65,6 +67,9 @@ const LOG_FULL: &str = "the log is full or failed";
 pub struct Settings {
     /// Flushes wait for the log too.
     pub sync_log: bool,
+    /// How long a store that was lost, or left by a crash, may still carry out old changes; none where none are in
+    /// flight then (a file).
+    pub quarantine: Option<Duration>,
     /// The longest that a change is delayed while the log is getting full; none is no delay.
     pub throttle: Option<Duration>,
     pub marks_fail: MarksFail,
@@ -91,7 +96,7 @@ struct Core {
     /// Wakes whoever keeps the marks.
     marks_wanted: Arc<Notify>,
     /// Counts what became of the marks.
-    marks_moved: watch::Sender<u64>,
+    marks_moved: Sender<u64>,
     marker: Mutex<Option<AbortHandle>>,
     /// Held for writing by a flush of our own: a store tells of a failure once, and a client must not miss it.
     flushes: RwLock<()>,
@@ -99,6 +104,8 @@ struct Core {
     owed: Mutex<Option<DiskError>>,
     /// Bytes of the store that scans have read.
     reread: AtomicU64,
+    /// When what is suspect is to be read once more.
+    suspect_until: Mutex<Option<Instant>>,
 }
 
 impl Drop for Core {
@@ -144,12 +151,16 @@ impl Volume {
             forgetting: AtomicU32::new(0),
             urgent: Notify::new(),
             marks_wanted: Arc::default(),
-            marks_moved: watch::Sender::new(0),
+            marks_moved: Sender::new(0),
             marker: Mutex::default(),
             flushes: RwLock::default(),
             owed: Mutex::default(),
             reread: AtomicU64::new(0),
+            suspect_until: Mutex::default(),
         });
+        if !core.admission.lock().heat().hot().is_empty() {
+            core.suspect();
+        }
         let marker = tokio::spawn(marking::run(Arc::downgrade(&core), settings.pace, core.marks_wanted.clone(), marks));
         *core.marker.lock() = Some(marker.abort_handle());
         Self(core)
@@ -219,6 +230,11 @@ impl Volume {
         self.0.admission.lock().set_published(&self.0.log, cut, point);
     }
 
+    /// Everything through `cut` changed nothing, and no entry says so; the log keeps it.
+    pub fn pass(&self, cut: Cut, exact: bool) {
+        self.0.admission.lock().pass(cut, exact);
+    }
+
     /// The remote copy is not what it was thought to be: everything is to be compared, and no point is made before.
     /// Returns when that is durably known.
     pub async fn distrust_base(&self) {
@@ -231,19 +247,14 @@ impl Volume {
     /// What the chain shows when it was opened: its cut, and the highest heartbeat in it. What is to be replayed begins
     /// behind that cut; if something is missing, or the marks are older than they look, everything is compared.
     pub async fn chain_shows(&self, shown: Sequence, heartbeat: u64) {
-        let (connected, marks) = {
+        let (beats, connected) = {
             let mut admission = self.0.admission.lock();
-            (admission.chain_shows(&self.0.log, shown), admission.heat().heartbeat())
+            (admission.chain_beats(heartbeat), admission.chain_shows(&self.0.log, shown))
         };
-        if !connected {
-            warn!(volume = self.name(), %shown, "the log does not reach back to the remote copy; comparing everything");
-        } else if heartbeat > marks {
-            warn!(
-                volume = self.name(),
-                marks,
-                chain = heartbeat,
-                "the marks are older than the chain; comparing everything"
-            );
+        if !beats {
+            warn!(volume = self.name(), "the marks are older than the remote copy; comparing everything");
+        } else if !connected {
+            warn!(volume = self.name(), %shown, "the log does not fit the remote copy; comparing everything");
         } else {
             return;
         }
@@ -306,6 +317,7 @@ impl Volume {
     /// The log cannot be read: what it held is to be read from the store instead.
     pub fn give_up_log(&self) {
         self.0.admission.lock().give_up();
+        self.0.marks_wanted.notify_one();
         self.0.urgent.notify_one();
     }
 
@@ -369,8 +381,9 @@ impl Core {
             Err(mut cold) => {
                 let core = self.clone();
                 detached(async move {
+                    let since = Instant::now();
                     let ticket = loop {
-                        core.wait_for_marks(cold).await?;
+                        core.wait_for_marks(cold, since).await?;
                         match core.admit(span, &request) {
                             Ok(ticket) => break ticket,
                             // Cooled again before its turn came.
@@ -546,6 +559,7 @@ impl Core {
         admission.distrust();
         self.announce(was, &admission, "the store was lost");
         drop(admission);
+        self.suspect();
         // Everything in flight is lost at once, and said once.
         if was.logs() {
             warn!(volume = self.name, during, "the store was lost; what it may have forgotten will be compared");
@@ -563,6 +577,21 @@ impl Core {
             self.urgent.notify_one();
         }
         came_back
+    }
+
+    /// What is hot may still be changed by an old connection: it is read again when nothing of that can be left.
+    fn suspect(&self) {
+        let Some(quarantine) = self.settings.quarantine else { return };
+        self.admission.lock().suspect();
+        *self.suspect_until.lock() = Some(Instant::now() + quarantine);
+    }
+
+    fn check_suspects(&self) {
+        let over = self.suspect_until.lock().take_if(|until| *until <= Instant::now()).is_some();
+        if over && self.admission.lock().read_suspects() {
+            info!(volume = self.name, "reading once more what an old connection to the store could have changed");
+            self.urgent.notify_one();
+        }
     }
 
     /// Without a log nothing more can be promised; the last changes may never have been written to it.
@@ -693,7 +722,9 @@ impl Core {
         let token = self.admission.lock().flushing(&self.log);
         let answer = self.store.flush().await;
         match (answer, token) {
-            (Ok(()), Some(token)) => self.admission.lock().flushed(token),
+            // It may be the answer of a store that came back, which knows nothing of what the one before held.
+            (Ok(()), Some(token)) if !self.check_incarnation() => self.admission.lock().flushed(token),
+            (Ok(()), Some(_)) => {}
             (Ok(()), None) | (Err(DiskError::Refused(_)), _) => {}
             (Err(DiskError::Lost), _) => self.lost("a flush"),
             (Err(DiskError::Io(_)), _) => self.flush_failed(),

@@ -24,9 +24,9 @@ use crate::volume::admission::Ticket;
 use crate::volume::ranges::RangeGuard;
 
 /// Bytes read at a time: a short read even on a rotating disk.
-const PIECE: u64 = MIB;
+pub(super) const PIECE: u64 = MIB;
 /// What is tried when a piece cannot be read, to find the smallest part that is unreadable.
-const PIECES_ON_ERROR: [u64; 2] = [64 * KIB, 4 * KIB];
+pub(super) const PIECES_ON_ERROR: [u64; 2] = [64 * KIB, 4 * KIB];
 /// A hole shorter than this is read as data.
 const HOLE_MIN: u64 = PIECE;
 
@@ -178,7 +178,7 @@ impl Turn {
 
 impl Core {
     /// If the span begins with a hole worth skipping: its end, a multiple of the piece, or the span's end.
-    async fn hole(&self, span: Span) -> Result<Option<u64>, Interrupted> {
+    pub(super) async fn hole(&self, span: Span) -> Result<Option<u64>, Interrupted> {
         if !self.geometry.abilities.extents {
             return Ok(None);
         }
@@ -205,11 +205,19 @@ impl Core {
     pub(super) async fn read_parts(&self, span: Span) -> Result<Vec<(Span, Part)>, Interrupted> {
         let mut parts = Vec::new();
         self.read_part(span, &PIECES_ON_ERROR, &mut parts).await?;
+        for (range, _) in parts.iter().filter(|(_, part)| matches!(part, Part::Unreadable)) {
+            warn!(volume = self.name, %range, "a range cannot be read; it is unreadable in points");
+        }
         Ok(parts)
     }
 
     /// Reads `span` at once or, where that fails, in the next smaller pieces.
-    async fn read_part(&self, span: Span, smaller: &[u64], parts: &mut Vec<(Span, Part)>) -> Result<(), Interrupted> {
+    pub(super) async fn read_part(
+        &self,
+        span: Span,
+        smaller: &[u64],
+        parts: &mut Vec<(Span, Part)>,
+    ) -> Result<(), Interrupted> {
         match self.store.read(span.start, span.len() as u32).await {
             Ok(data) => parts.push((span, Part::Data(data))),
             // A store that is away says nothing about what can be read.
@@ -217,11 +225,8 @@ impl Core {
                 self.lost("a read of our own");
                 return Err(Interrupted);
             }
-            Err(error) => match smaller.split_first() {
-                None => {
-                    warn!(volume = self.name, range = %span, %error, "a range cannot be read; it is unreadable in points");
-                    parts.push((span, Part::Unreadable));
-                }
+            Err(_) => match smaller.split_first() {
+                None => parts.push((span, Part::Unreadable)),
                 Some((&size, smaller)) => {
                     let mut start = span.start;
                     while start < span.end {

@@ -266,6 +266,12 @@ impl VolumeLog {
         segments.max(memory).min(1.0)
     }
 
+    /// Notes durably, beside the log and whatever becomes of that, that the volume's marks may say less than the truth;
+    /// or that they no longer do. Blocks.
+    pub fn doubt_marks(&self, doubt: bool) {
+        self.0.0.pool.doubt_marks(self.0.0.volume, doubt);
+    }
+
     /// Bytes of memory held by records that are not written yet.
     pub fn queued_bytes(&self) -> u64 {
         let queue = lock(&self.0.0.queue);

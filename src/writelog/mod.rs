@@ -48,7 +48,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use self::log::VolumeLog;
-pub use self::pool::{Opened, Pool, Settings, Start};
+pub use self::pool::{Look, Opened, Pool, Settings, Start};
 pub use self::reader::ReadError;
 pub use self::recovery::{Ended, Recovered};
 pub use self::segments::copying_filesystem;

@@ -5,7 +5,7 @@
 //!
 //! Crash: nothing but the superblock's epoch is kept; whose a segment is stands in its own header.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -46,6 +46,15 @@ pub struct Opened {
     pub epoch: u64,
 }
 
+/// What [`Pool::look`] saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// The log that is there; none if it will be made anew.
+    pub log: Option<LogId>,
+    /// Marks of some volume may say less than the truth: all are to be taken for hot, durably, before the log is opened.
+    pub doubted: bool,
+}
+
 /// Where a volume's log goes on.
 #[derive(Debug)]
 pub enum Start {
@@ -69,6 +78,8 @@ pub(super) struct Inner {
     pub in_flight: AtomicU64,
     slots: Mutex<Slots>,
     superblock: Option<Mutex<(SuperblockFile, Superblock)>>,
+    /// Volumes whose marks may say less than the truth.
+    doubted: Mutex<HashSet<VolumeId>>,
 }
 
 /// The bounds of [`super`], which tests make small.
@@ -120,13 +131,16 @@ impl Quota {
 }
 
 impl Pool {
-    /// The log that [`Self::open`] will go on with; none if it will make one. Changes nothing but that it makes the
-    /// folder. Blocks.
-    pub fn look(dir: &Path, settings: Settings) -> Result<Option<LogId>, OpenError> {
+    /// What [`Self::open`] will go on with. Changes nothing but that it makes the folder. Blocks.
+    pub fn look(dir: &Path, settings: Settings) -> Result<Look, OpenError> {
         let slots = slots_of(settings)?;
         segments::prepare_folder(dir)?;
         let file = SuperblockFile::open(dir)?;
-        Ok(existing(dir, &file, slots, settings)?.map(|found| LogId(found.log)))
+        let doubted = match file.read() {
+            Ok(Content::Valid(found)) => found.state == State::Doubted,
+            _ => false,
+        };
+        Ok(Look { log: existing(dir, &file, slots, settings)?.map(|found| LogId(found.log)), doubted })
     }
 
     /// Opens the log in the folder `dir`, or makes it: that writes every byte of it once, and takes as long.
@@ -269,6 +283,7 @@ impl Inner {
             in_flight: AtomicU64::new(0),
             slots: Mutex::new(slots),
             superblock: None,
+            doubted: Mutex::default(),
         }
     }
 
@@ -312,6 +327,25 @@ impl Inner {
     /// Bytes of log that one volume can hold at most.
     pub fn volume_capacity(&self) -> u64 {
         u64::from(lock(&self.slots).quota.most()) * self.segment_size
+    }
+
+    /// Remembers, if the disk still can, that marks may say less than the truth.
+    pub fn doubt_marks(&self, volume: VolumeId, doubt: bool) {
+        let mut doubted = lock(&self.doubted);
+        if !(if doubt { doubted.insert(volume) } else { doubted.remove(&volume) }) {
+            return;
+        }
+        let Some(superblock) = &self.superblock else { return };
+        let (file, superblock) = &mut *lock(superblock);
+        let state = if doubted.is_empty() { State::Ready } else { State::Doubted };
+        if superblock.state == State::Failed || superblock.state == state {
+            return;
+        }
+        superblock.state = state;
+        superblock.counter += 1;
+        if let Err(error) = file.write(superblock) {
+            warn!(error = %Errno::from(error), "doubts about the marks could not be recorded");
+        }
     }
 
     /// Remembers, if the disk still can, that what is in the log cannot be trusted to be on the disk.

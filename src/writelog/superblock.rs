@@ -9,7 +9,7 @@
 //! slot 0 at byte 0, slot 1 at byte 4096; each, little endian:
 //!    0  8  magic "UMBRALOG"
 //!    8  4  version, 1
-//!   12  4  state: 1 creating, 2 ready, 3 failed
+//!   12  4  state: 1 creating, 2 ready, 3 failed, 4 ready, and marks are doubted
 //!   16 16  log uuid
 //!   32  8  counter; the valid slot with the higher one holds
 //!   40  8  log epoch
@@ -39,6 +39,8 @@ pub(super) enum State {
     Ready,
     /// A write or an fsync failed: what was not synced by then may stand in the page cache and not on the disk.
     Failed,
+    /// As ready; but region marks could not be written while their volumes changed.
+    Doubted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,7 @@ impl Superblock {
             State::Creating => 1,
             State::Ready => 2,
             State::Failed => 3,
+            State::Doubted => 4,
         };
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -80,6 +83,7 @@ impl Superblock {
             1 => State::Creating,
             2 => State::Ready,
             3 => State::Failed,
+            4 => State::Doubted,
             _ => return None,
         };
         let log = std::array::from_fn(|i| bytes[16 + i]);

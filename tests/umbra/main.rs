@@ -5,6 +5,7 @@ mod oracle;
 mod s3;
 mod trace;
 
+mod comparing;
 mod corpora;
 mod crashes;
 mod cuts;
