@@ -14,10 +14,10 @@ use tracing::{error, info};
 use super::compare::{Comparer, Ended, Progress, WINDOW, Windows};
 use super::upload::with_causes;
 use crate::clock::Clock;
-use crate::units::{KIB, REGION, Span, Timestamp};
+use crate::units::{MIB, REGION, Span, Timestamp};
 
 /// Slower would gain nothing: a small volume is done early instead.
-const RATE_MIN: u64 = 256 * KIB;
+const RATE_MIN: u64 = MIB;
 /// A window lasts about so long, so that an interruption costs no more.
 const WINDOW_SECONDS: u64 = 300;
 /// Before a copy that cannot be read is tried again.
