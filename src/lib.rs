@@ -27,6 +27,7 @@ pub mod units;
 
 pub mod clock;
 pub mod failpoint;
+pub mod random;
 pub mod task;
 
 pub mod disk;

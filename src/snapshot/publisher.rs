@@ -35,6 +35,7 @@ use crate::format::entry::{EntryKind, ScanCursor, Slice};
 use crate::format::names::VolumeName;
 use crate::format::{Keys, ObjectRef, VolumeId};
 use crate::remote::Remote;
+use crate::task;
 use crate::units::{EntryNumber, LogIndex};
 use crate::volume::{Cut, Sequences, State, Volume};
 
@@ -129,6 +130,7 @@ pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Option<Left> 
     ticker.spawn(slices.clone().run(parts.volume.clone()));
     let (volume, report) = (parts.volume.clone(), parts.report.clone());
     let opened = tokio::select! {
+        biased;
         opened = Publisher::open(parts, slices) => opened,
         () = stopped_untouched(&volume, stop.clone()) => return None,
     };
@@ -249,9 +251,10 @@ impl Publisher {
                 self.step(false).await?;
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => urgent = false,
-                () = self.volume.urgent() => urgent = true,
+                biased;
                 _ = stop.changed() => {}
+                () = self.volume.urgent() => urgent = true,
+                () = tokio::time::sleep(LOOK_EVERY) => urgent = false,
             }
         }
     }
@@ -389,7 +392,7 @@ impl Publisher {
         }
         let ends: Vec<LogIndex> = slices.iter().map(|slice| slice.cut.index).collect();
         let (keys, log, generation) = (self.keys.clone(), self.volume.log().clone(), self.numbers.generation());
-        let assembling = tokio::task::spawn_blocking(move || {
+        let assembling = task::blocking(move || {
             let mut assembler = Assembler::new(&keys, generation, log, first, descriptors, &ends);
             let empty = assembler.is_empty();
             (assembler, empty)
@@ -399,7 +402,7 @@ impl Publisher {
         while !empty {
             let room = self.uploader.room(Purpose::Log).await;
             let number = self.numbers.next();
-            let building = tokio::task::spawn_blocking(move || {
+            let building = task::blocking(move || {
                 let pack = assembler.next_pack(number);
                 let empty = assembler.is_empty();
                 (assembler, empty, pack)

@@ -225,7 +225,7 @@ fn existing(
 
 fn random_id() -> Result<[u8; 16], OpenError> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(OpenError::Random)?;
+    crate::random::fill(&mut bytes).map_err(OpenError::Random)?;
     Ok(bytes)
 }
 

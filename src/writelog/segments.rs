@@ -36,6 +36,11 @@ pub(super) trait SegmentIo: Send + Sync {
 /// wrote to until that is synced.
 pub(super) trait Segments: Send + Sync {
     fn open(&self, slot: u32) -> io::Result<Arc<dyn SegmentIo>>;
+    /// How long the next call of a writer takes in virtual time.
+    #[cfg(test)]
+    fn call_takes(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 impl SegmentIo for File {
