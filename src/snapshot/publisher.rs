@@ -31,6 +31,7 @@ use super::upload::{Memory, Purpose, Taken, Uploader, with_causes};
 use crate::chain::resolve::Resolver;
 use crate::chain::{At, ChainWriter, Opening, Proposal, PublishError};
 use crate::clock::Clock;
+use crate::failpoint::{self, Safeguard};
 use crate::format::entry::{EntryKind, ScanCursor, Slice};
 use crate::format::names::VolumeName;
 use crate::format::{Keys, ObjectRef, VolumeId};
@@ -350,7 +351,8 @@ impl Publisher {
             // The log could not be read: what it held is scanned again.
             return Ok(());
         };
-        own.extend_from_slice(&self.scan_packs);
+        let at = if failpoint::stands(Safeguard::ScanBelowLog) { own.len() } else { 0 };
+        own.splice(at..at, self.scan_packs.iter().copied());
         self.merger.apply(&mut self.levels).await?;
         let proposal = Proposal {
             kind: if exact { EntryKind::Point } else { EntryKind::Draft },

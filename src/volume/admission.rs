@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::descriptor::{Descriptor, Effect};
 use super::progress::{Cut, Progress};
 use super::sequences::Sequences;
+use crate::failpoint::{self, Safeguard};
 use crate::format::log::LogOp;
 use crate::marks::RegionSet;
 use crate::units::{LogIndex, REGION, SECTOR, Sequence, Span};
@@ -322,6 +323,9 @@ impl Admission {
     /// Logging ends here: `span` (and whatever else [`Self::distrust`] marks) changes unrecorded.
     pub fn stop_logging(&mut self, span: Span) {
         self.marked.insert(span);
+        if !failpoint::stands(Safeguard::OverflowEndsLogging) {
+            return;
+        }
         if matches!(self.state, State::Resyncing | State::Shadowing) {
             if self.state == State::Resyncing {
                 self.exact_from = None;
@@ -342,9 +346,15 @@ impl Admission {
         self.distrusts
     }
 
+    /// Whether the store, now of that incarnation, may have forgotten something since it was distrusted so many times: an
+    /// operation that was admitted then and is answered now says nothing of what stands beside it.
+    pub fn is_stale(&self, incarnation: u64, distrusts: u64) -> bool {
+        (incarnation > self.incarnation || distrusts != self.distrusts) && failpoint::stands(Safeguard::StaleAnswers)
+    }
+
     /// Takes note of the store's incarnation; a higher one than before is a reason for distrust.
     pub fn came_back(&mut self, incarnation: u64) -> bool {
-        let came_back = incarnation > self.incarnation;
+        let came_back = incarnation > self.incarnation && failpoint::stands(Safeguard::DistrustAfterLoss);
         if came_back {
             self.incarnation = incarnation;
             self.distrust();

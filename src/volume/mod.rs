@@ -32,6 +32,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::disk::{Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
+use crate::failpoint::{self, Safeguard};
 use crate::format::log::LogOp;
 use crate::units::{LogIndex, REQUEST_MAX, SECTOR, Span};
 use crate::writelog::VolumeLog;
@@ -87,6 +88,8 @@ struct Mode {
     /// Zeroes only if that is fast: refusing changes nothing.
     fast_only: bool,
     fua: bool,
+    /// How often the store had been distrusted when it was admitted.
+    distrusts: u64,
 }
 
 /// A change as a client asks for it.
@@ -284,9 +287,9 @@ impl Core {
 
     /// Steps 2 to 4, with the range held.
     fn begin(self: &Arc<Self>, guard: RangeGuard, span: Span, request: Request, fua: bool) -> Pending<()> {
-        let ticket = self.admit(span, &request);
+        let (ticket, distrusts) = self.admit(span, &request);
         let fast_only = matches!(request, Request::Zeroes(ZeroMode { fast_only: true, .. }));
-        let mode = Mode { fast_only, fua };
+        let mode = Mode { fast_only, fua, distrusts };
         match self.issue(span, request, fua) {
             Pending::Ready(answer) => {
                 let answer = answer.expect("not polled yet");
@@ -312,7 +315,7 @@ impl Core {
         }
     }
 
-    fn admit(&self, span: Span, request: &Request) -> Ticket {
+    fn admit(&self, span: Span, request: &Request) -> (Ticket, u64) {
         let inner = admission::inner(span, self.geometry.size);
         let (op, payload) = match request {
             Request::Write(data) if inner.is_empty() => (LogOp::Write, data.slice(..0)),
@@ -329,7 +332,7 @@ impl Core {
         // Regions are marked by what the operation may change, edges included; the record holds what it says.
         let ticket = admission.admit(&self.log, &self.sequences, op, span, inner, payload);
         self.announce(was, &admission, LOG_FULL);
-        ticket
+        (ticket, admission.distrusts())
     }
 
     /// Step 4: what the store's answer means for the log.
@@ -354,11 +357,19 @@ impl Core {
         match answer {
             Ok(()) => {
                 let edges = self.edges(span);
-                if edges.is_empty() {
-                    self.admission.lock().complete(index);
+                let outer = self.clip(span.rounded_out(SECTOR));
+                let incarnation = self.store.incarnation();
+                let mut admission = self.admission.lock();
+                if admission.is_stale(incarnation, mode.distrusts) {
+                    // A cut that has it would show it beside what the store has forgotten.
+                    admission.void_unknown(index, outer);
+                    drop(admission);
+                    self.check_incarnation();
+                } else if edges.is_empty() {
+                    admission.complete(index);
                 } else {
-                    let outer = self.clip(span.rounded_out(SECTOR));
-                    self.admission.lock().complete_ragged(index, outer, edges.len() as u32);
+                    admission.complete_ragged(index, outer, edges.len() as u32);
+                    drop(admission);
                     self.read_back(guard, index, edges);
                 }
             }
@@ -424,6 +435,9 @@ impl Core {
     /// The store's connection was lost: what completed but was not flushed may be gone, what was in flight may or
     /// may not have happened.
     fn lost(&self, during: &str) {
+        if !failpoint::stands(Safeguard::DistrustAfterLoss) {
+            return;
+        }
         let mut admission = self.admission.lock();
         let was = admission.state();
         admission.distrust();
@@ -464,11 +478,18 @@ impl Core {
     /// A flush's error says that something that was written is not on the medium, and that nobody will try again. The
     /// caches may still show it: only what is read past them is what the store holds.
     fn flush_failed(self: &Arc<Self>) {
+        if !failpoint::stands(Safeguard::DistrustAfterFailedFlush) {
+            return;
+        }
         error!(volume = self.name, "the store failed a flush; it will be compared in full");
         self.forgetting.fetch_add(1, Ordering::Relaxed);
         self.admission.lock().distrust();
         let core = self.clone();
-        let forgotten = self.store.forget_cached();
+        let forgotten = if failpoint::stands(Safeguard::ForgottenCaches) {
+            self.store.forget_cached()
+        } else {
+            Pending::ready(Ok(true))
+        };
         tokio::spawn(async move {
             if forgotten.await != Ok(true) {
                 core.tainted.store(true, Ordering::Relaxed);
@@ -527,6 +548,9 @@ impl Disk for Volume {
     }
 
     fn flush(&self) -> Pending<()> {
+        if !failpoint::stands(Safeguard::FlushForwarded) {
+            return Pending::ready(Ok(()));
+        }
         let core = self.0.clone();
         let flushed = self.0.store.flush();
         detached(async move {

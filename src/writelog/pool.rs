@@ -318,6 +318,22 @@ impl Inner {
 }
 
 #[cfg(test)]
+impl Pool {
+    /// For a simulated world: one volume on segments of any kind, with bounds for records in memory (bytes) and for
+    /// the time until a commit.
+    pub(crate) fn simulated(
+        opened: Opened,
+        segments: Box<dyn Segments>,
+        segment_size: u64,
+        slots: u32,
+        (in_flight, commit_every): (u64, Duration),
+    ) -> Self {
+        let limits = Limits { in_flight, commit_every, ..LIMITS };
+        Self(Arc::new(Inner::new(opened, segments, segment_size, slots, 1, limits)))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::units::MIB;
