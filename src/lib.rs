@@ -49,3 +49,7 @@ pub mod status;
 pub mod daemon;
 
 pub mod cli;
+
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;

@@ -1,0 +1,45 @@
+//! Safeguards that are taken away one by one: some world must notice each, or it guards nothing that is proven.
+
+use std::time::{Duration, Instant};
+
+use super::{ground, world};
+use crate::failpoint::{self, Safeguard};
+
+/// The most that finding out may take.
+const TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Which safeguard, and the seeds of the worlds that are asked: they begin where one was found that notices.
+const CANARIES: &[(Safeguard, std::ops::Range<u64>)] = &[
+    (Safeguard::RangeLock, 14..100),
+    (Safeguard::GapFreePrefix, 39..100),
+    (Safeguard::Barrier, 4..100),
+    (Safeguard::Fence, 13..100),
+    (Safeguard::ScanBelowLog, 0..100),
+    (Safeguard::ScanHoldsRange, 49..100),
+    (Safeguard::DistrustAfterLoss, 38..100),
+    (Safeguard::StaleAnswers, 188..300),
+    (Safeguard::DistrustAfterFailedFlush, 32..100),
+    (Safeguard::ForgottenCaches, 32..100),
+    (Safeguard::FlushForwarded, 0..100),
+    (Safeguard::OverflowEndsLogging, 0..100),
+];
+
+#[test]
+fn each_safeguard_that_is_taken_away_is_missed() {
+    ground::quiet(true);
+    let mut unnoticed = Vec::new();
+    for (safeguard, seeds) in CANARIES {
+        let _without = failpoint::without(*safeguard);
+        let begun = Instant::now();
+        let noticed = seeds.clone().take_while(|_| begun.elapsed() < TIME_MAX).find_map(|seed| {
+            let broken = world::run(seed, false).broken;
+            broken.into_iter().next().map(|what| (seed, what))
+        });
+        match noticed {
+            Some((seed, what)) => println!("{safeguard:?}: world {seed} after {:?}: {what}", begun.elapsed()),
+            None => unnoticed.push(safeguard),
+        }
+    }
+    ground::quiet(false);
+    assert!(unnoticed.is_empty(), "taken away, and no world noticed: {unnoticed:?}");
+}
