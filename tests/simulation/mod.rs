@@ -25,7 +25,7 @@ mod world;
 use std::time::Instant;
 
 /// Worlds of each of the four tests below that run side by side.
-const WORLDS: u64 = 150;
+const WORLDS: u64 = 350;
 
 /// Lives through these worlds, and through those that break a promise again, with words.
 fn hold(seeds: impl Iterator<Item = u64>) -> (u64, usize, Vec<u64>) {
