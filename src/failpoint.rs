@@ -25,6 +25,22 @@ pub enum Safeguard {
     Barrier,
     /// Who finds its number in the chain taken publishes no more.
     Fence,
+    /// What a scan read stands below what the log says in the same entry.
+    ScanBelowLog,
+    /// A piece of a scan is read with its range held.
+    ScanHoldsRange,
+    /// A store that came back is distrusted.
+    DistrustAfterLoss,
+    /// What a store answers that came back, or was distrusted meanwhile, is an unknown outcome.
+    StaleAnswers,
+    /// So is one that failed a flush.
+    DistrustAfterFailedFlush,
+    /// After a failed flush the store is read past its caches.
+    ForgottenCaches,
+    /// A client's flush is answered when the store has flushed.
+    FlushForwarded,
+    /// A record that the log refused ends logging.
+    OverflowEndsLogging,
 }
 
 /// Whether it stands.

@@ -27,6 +27,7 @@ pub mod units;
 
 pub mod clock;
 pub mod failpoint;
+pub mod random;
 pub mod task;
 
 pub mod disk;
@@ -53,3 +54,6 @@ pub mod cli;
 
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;

@@ -5,7 +5,13 @@
 #[error("a task ended unexpectedly")]
 pub struct Died;
 
-/// Runs a call that blocks where it holds nobody up.
+/// Runs a call that blocks where it holds nobody up. In a simulated world it takes some virtual time and runs in its
+/// place.
 pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, Died> {
+    #[cfg(test)]
+    if let Some(drawn) = crate::random::seeded::draw() {
+        tokio::time::sleep(std::time::Duration::from_millis(drawn % 8)).await;
+        return Ok(call());
+    }
     tokio::task::spawn_blocking(call).await.map_err(|_| Died)
 }

@@ -171,7 +171,7 @@ async fn find_or_create(remote: &Remote, name: &VolumeName, opening: &Opening) -
         found => return found,
     }
     let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(OpenError::Random)?;
+    crate::random::fill(&mut id).map_err(OpenError::Random)?;
     let id = VolumeId(id);
     let object = VolumeObject { id, created: opening.created, encryption: Encryption::None };
     let keys = Keys::unencrypted(id);

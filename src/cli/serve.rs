@@ -34,7 +34,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         () = stops.next() => {
             warn!("told to stop again: stopping at once");
             Err(Failure::new("stop", &file)
-                .why("stopped before everything was published; the next start compares the volumes in full"))
+                .why("stopped before everything was published; the next start reads again what may be missing"))
         }
     }
 }

@@ -399,6 +399,7 @@ type Conditional = Arc<OnceCell<ConditionalPuts>>;
 async fn publish(parts: Parts, fence: Option<Conditional>, stop: watch::Receiver<bool>) -> Option<Left> {
     if let Some(conditional) = fence {
         let kept = tokio::select! {
+            biased;
             kept = conditional.get_or_init(|| probe(&parts.remote, &parts.report)) => *kept,
             () = publisher::stopped_untouched(&parts.volume, stop.clone()) => return None,
         };

@@ -301,7 +301,7 @@ async fn collect(answer: GetResult, expected: u64) -> object_store::Result<Bytes
 /// Between half of `pause` and all of it, so that those who failed together do not come back together.
 fn jittered(pause: Duration) -> Duration {
     let half = pause / 2;
-    match getrandom::u32() {
+    match crate::random::u32() {
         Ok(random) => half + half.mul_f64(f64::from(random) / f64::from(u32::MAX)),
         Err(_) => pause,
     }

@@ -33,7 +33,7 @@ pub enum ProbeError {
 pub async fn conditional_puts(remote: &Remote) -> Result<ConditionalPuts, ProbeError> {
     for _ in 0..ROUNDS {
         let mut name = [0; 16];
-        getrandom::fill(&mut name).map_err(ProbeError::Random)?;
+        crate::random::fill(&mut name).map_err(ProbeError::Random)?;
         let key = format!("probe/{:032x}", u128::from_be_bytes(name));
         if race(remote, &key).await? == ConditionalPuts::Ignored {
             return Ok(ConditionalPuts::Ignored);

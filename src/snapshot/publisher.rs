@@ -32,10 +32,12 @@ use super::upload::{Memory, Purpose, Taken, Uploader, with_causes};
 use crate::chain::resolve::Resolver;
 use crate::chain::{At, ChainWriter, Opening, Proposal, PublishError};
 use crate::clock::Clock;
+use crate::failpoint::{self, Safeguard};
 use crate::format::entry::{EntryKind, ScanCursor, Slice};
 use crate::format::names::VolumeName;
 use crate::format::{Keys, ObjectRef, VolumeId};
 use crate::remote::Remote;
+use crate::task;
 use crate::units::{EntryNumber, Generation, LogIndex};
 use crate::volume::{Cut, Sequences, State, Volume};
 use crate::writelog::LogFailed;
@@ -143,6 +145,7 @@ pub async fn run(parts: Parts, mut stop: watch::Receiver<bool>) -> Option<Left> 
     ticker.spawn(slices.clone().run(parts.volume.clone()));
     let (volume, report) = (parts.volume.clone(), parts.report.clone());
     let opened = tokio::select! {
+        biased;
         opened = Publisher::open(parts, slices) => opened,
         () = stopped_untouched(&volume, stop.clone()) => return None,
     };
@@ -277,9 +280,10 @@ impl Publisher {
                 self.step(false).await?;
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => urgent = false,
-                () = self.volume.urgent() => urgent = true,
+                biased;
                 _ = stop.changed() => {}
+                () = self.volume.urgent() => urgent = true,
+                () = tokio::time::sleep(LOOK_EVERY) => urgent = false,
             }
         }
     }
@@ -404,7 +408,8 @@ impl Publisher {
             // The log could not be read: what it held is scanned again.
             return Ok(());
         };
-        own.extend_from_slice(&self.scan_packs);
+        let at = if failpoint::stands(Safeguard::ScanBelowLog) { own.len() } else { 0 };
+        own.splice(at..at, self.scan_packs.iter().copied());
         self.merger.apply(&mut self.levels).await?;
         let proposal = Proposal {
             kind: if exact { EntryKind::Point } else { EntryKind::Draft },
@@ -454,7 +459,7 @@ impl Publisher {
         }
         let ends: Vec<LogIndex> = slices.iter().map(|slice| slice.cut.index).collect();
         let (keys, log, generation) = (self.keys.clone(), self.volume.log().clone(), self.numbers.generation());
-        let assembling = tokio::task::spawn_blocking(move || {
+        let assembling = task::blocking(move || {
             let mut assembler = Assembler::new(&keys, generation, log, first, descriptors, &ends);
             let empty = assembler.is_empty();
             (assembler, empty)
@@ -464,7 +469,7 @@ impl Publisher {
         while !empty {
             let room = self.uploader.room(Purpose::Log).await;
             let number = self.numbers.next();
-            let building = tokio::task::spawn_blocking(move || {
+            let building = task::blocking(move || {
                 let pack = assembler.next_pack(number);
                 let empty = assembler.is_empty();
                 (assembler, empty, pack)

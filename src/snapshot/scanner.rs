@@ -30,6 +30,7 @@ use crate::format::codec::FormatError;
 use crate::format::keys::Keys;
 use crate::format::pack::PackBuilder;
 use crate::format::{ObjectRef, Void};
+use crate::task;
 use crate::units::{BLOCK, Block, MIB, Mask, SECTOR, SECTORS_PER_BLOCK, Span};
 use crate::volume::Volume;
 use crate::volume::scan::{Content, Interrupted, Part, Piece, Turn};
@@ -272,7 +273,7 @@ impl Scan {
         let count = span.end.div_ceil(BLOCK) - first.0;
         let held = retry(&self.report, || self.base.resolve(first, count)).await;
         let keys = self.keys.clone();
-        let compared = tokio::task::spawn_blocking(move || compare(&keys, span, &parts, held.as_deref()));
+        let compared = task::blocking(move || compare(&keys, span, &parts, held.as_deref()));
         match compared.await {
             Ok(found) => self.put(found).await,
             Err(error) => self.lose(&error),
@@ -298,7 +299,7 @@ impl Scan {
                 (PackBuilder::new(&self.keys, self.numbers.generation(), self.numbers.next()), room)
             }
         };
-        let filled = tokio::task::spawn_blocking(move || {
+        let filled = task::blocking(move || {
             let pushed = found.into_iter().try_for_each(|found| found.push(&mut pack));
             (pack, pushed)
         });

@@ -156,7 +156,7 @@ impl Comparer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{GIB, MIB};
+    use crate::units::GIB;
 
     fn scrub(period: Duration, now: u64, begun: u64) -> Scrub {
         let kept = Kept { begun: Some(begun), ..Kept::default() };

@@ -878,3 +878,37 @@ async fn a_volume_is_a_disk_like_the_one_beneath_it_and_its_copy_follows() {
     world.assert_current().await;
     gateway.die().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pack_that_is_said_to_be_there_and_is_not_is_put_again() {
+    let world = World::new(SIZE);
+    world.bucket.once(Call::Create, "packs/", crate::remote::faulty::Fault::Status(409));
+    let gateway = world.start().await;
+    gateway.volume.write(0, Random(1).bytes(4096), false).await.unwrap();
+    gateway.settled().await;
+    world.assert_current().await;
+    gateway.die().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_point_shows_a_write_after_a_silent_loss_beside_what_was_lost() {
+    let world = World::new(SIZE);
+    let gateway = world.start().await;
+    gateway.settled().await;
+    for round in 1..8 {
+        let (lost, later) = (Random(round).bytes(4096), Random(100 + round).bytes(4096));
+        gateway.volume.write(0, lost.clone(), false).await.unwrap();
+        gateway.settled().await;
+        // Nothing is in flight that could tell; the store is back before anybody asks.
+        world.store.inner().write(0, vec![0; 4096].into(), false).await.unwrap();
+        world.store.come_back();
+        gateway.volume.write(MIB, later.clone(), false).await.unwrap();
+        gateway.settled().await;
+        for entry in world.entries().await.into_iter().filter(|entry| entry.kind == EntryKind::Point) {
+            let (point, ..) = world.content(&entry, None).await;
+            let both = point[..4096] == lost[..] && point[MIB as usize..][..4096] == later[..];
+            assert!(!both, "entry {} shows what the store never was", entry.number);
+        }
+    }
+    gateway.die().await;
+}

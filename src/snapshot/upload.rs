@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::status::Report;
 use crate::format::{ObjectHash, ObjectRef};
-use crate::remote::{PutOutcome, Remote};
+use crate::remote::{PutOutcome, Remote, RemoteError};
 use crate::units::MIB;
 
 /// Memory of packs being built or uploaded, of all volumes of a gateway, MiB: for the log's, and as much for scans'.
@@ -96,16 +96,24 @@ impl Uploader {
             drop(room.0.split(surplus as usize));
             room
         });
-        let outcome = persist(&self.report, || self.remote.put_new(&key, body.clone())).await;
+        // A put whose answer was lost is normal; other bytes under our name are not.
+        let found = persist(&self.report, || self.put_or_find(&key, &body)).await;
         self.report.uploaded(object.length);
-        if outcome == PutOutcome::Exists {
-            // A put whose answer was lost is normal; other bytes under our name are not.
-            let found = persist(&self.report, || self.remote.get(&key)).await;
-            if ObjectHash(*blake3::hash(&found).as_bytes()) != object.hash {
-                return Err(Taken { key });
-            }
+        if found.is_some_and(|found| ObjectHash(*blake3::hash(&found).as_bytes()) != object.hash) {
+            return Err(Taken { key });
         }
         Ok(object)
+    }
+}
+
+impl Uploader {
+    /// Puts the object, or finds what stands there. S3 says "taken" of a put that raced with another attempt at the
+    /// same, whatever becomes of both: nothing may stand there, and then only another put helps.
+    async fn put_or_find(&self, key: &str, body: &Bytes) -> Result<Option<Bytes>, RemoteError> {
+        match self.remote.put_new(key, body.clone()).await? {
+            PutOutcome::Created => Ok(None),
+            PutOutcome::Exists => self.remote.get(key).await.map(Some),
+        }
     }
 }
 

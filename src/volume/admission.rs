@@ -24,6 +24,7 @@ use super::heat::{Cold, FlushToken, Heat, Standing};
 use super::progress::{Cut, Progress};
 use super::sequences::Sequences;
 use super::watch::{WatchId, Watches};
+use crate::failpoint::{self, Safeguard};
 use crate::format::log::LogOp;
 use crate::marks::{Change, Facts, RegionSet};
 use crate::units::{LogIndex, REGION, SECTOR, Sequence, Span};
@@ -247,7 +248,6 @@ impl Admission {
             return Ok(Ticket(None));
         };
         self.newest_sequence = sequence;
-        self.lag_writes += 1;
         let ahead = Span::new(self.front.clamp(span.start, span.end), span.end);
         let scanned_later = self.state == State::Resyncing && !ahead.is_empty() && self.marked.contains_all(ahead);
         let ticket = if scanned_later && ahead == span {
@@ -329,6 +329,9 @@ impl Admission {
         }
         let Ok(position) = log.append(record) else { return Ticket(None) };
         let descriptor = Descriptor::new(sectors, effect, position, sequence);
+        // Only a client's operation takes a sequence of its own.
+        let before = self.descriptors.back().map_or(self.published.sequence, |last| last.sequence());
+        self.lag_writes += u64::from(sequence != before);
         self.newest = index;
         self.lag_bytes += descriptor.lag_bytes();
         self.descriptors.push_back(descriptor);
@@ -437,7 +440,6 @@ impl Admission {
         let mut sequence = self.published.sequence;
         for descriptor in self.descriptors.drain(..count) {
             self.lag_bytes -= descriptor.lag_bytes();
-            // Only a client's operation takes a sequence of its own.
             self.lag_writes -= u64::from(descriptor.sequence() != sequence);
             sequence = descriptor.sequence();
         }
@@ -456,6 +458,9 @@ impl Admission {
     pub fn stop_logging(&mut self, span: Span) {
         self.marked.insert(span);
         self.watches.break_all();
+        if !failpoint::stands(Safeguard::OverflowEndsLogging) {
+            return;
+        }
         if self.state.logs() {
             if self.state == State::Resyncing {
                 self.exact_from = None;
@@ -484,9 +489,15 @@ impl Admission {
         self.distrusts
     }
 
+    /// Whether the store, now of that incarnation, may have forgotten something since it was distrusted so many times: an
+    /// operation that was admitted then and is answered now says nothing of what stands beside it.
+    pub fn is_stale(&self, incarnation: u64, distrusts: u64) -> bool {
+        (incarnation > self.incarnation || distrusts != self.distrusts) && failpoint::stands(Safeguard::StaleAnswers)
+    }
+
     /// Takes note of the store's incarnation; a higher one than before is a reason for distrust.
     pub fn came_back(&mut self, incarnation: u64) -> bool {
-        let came_back = incarnation > self.incarnation;
+        let came_back = incarnation > self.incarnation && failpoint::stands(Safeguard::DistrustAfterLoss);
         if came_back {
             self.incarnation = incarnation;
             self.distrust();

@@ -113,8 +113,8 @@ pub struct Standing {
 
 impl Heat {
     /// The durable sets as they were found. What is `diverged` has changes in the log up to `through`.
-    pub fn new(size: u64, hot: RegionSet, diverged: RegionSet, through: LogIndex, facts: Facts) -> Self {
-        let empty = RegionSet::new(size);
+    pub fn new(hot: RegionSet, diverged: RegionSet, through: LogIndex, facts: Facts, hot_max: u64) -> Self {
+        let empty = hot.emptied();
         let replayed = Proven { regions: diverged.clone(), needs: through };
         Self {
             hot,
@@ -136,7 +136,7 @@ impl Heat {
             changing_heartbeat: facts.heartbeat,
             facts,
             last: u64::MAX,
-            hot_max: HOT_MAX,
+            hot_max,
         }
     }
 

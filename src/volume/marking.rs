@@ -131,16 +131,13 @@ impl Core {
     /// Waits until the marks have come so far, and no longer than [`MARK_MAX`] after `since`.
     pub(super) async fn wait_for_marks(&self, awaited: Cold, since: Instant) -> Result<(), DiskError> {
         self.marks_wanted.notify_one();
-        let mut moved = self.marks_moved.subscribe();
-        let reached = moved.wait_for(|_| self.have_marks_reached(awaited));
-        if tokio::time::timeout_at(since + MARK_MAX / 2, reached).await.is_ok() {
+        if tokio::time::timeout_at(since + MARK_MAX / 2, self.until_marks_reach(awaited)).await.is_ok() {
             return Ok(());
         }
         if self.settings.marks_fail == MarksFail::Forward {
             self.foretell();
         }
-        let reached = moved.wait_for(|_| self.have_marks_reached(awaited));
-        if tokio::time::timeout_at(since + MARK_MAX, reached).await.is_ok() {
+        if tokio::time::timeout_at(since + MARK_MAX, self.until_marks_reach(awaited)).await.is_ok() {
             return Ok(());
         }
         match self.settings.marks_fail {
@@ -156,8 +153,14 @@ impl Core {
 
     /// Waits until the marks have come so far, however long that takes.
     pub(super) async fn until_marks_reach(&self, awaited: Cold) {
-        // The sender lives as long as `self`.
-        let _ = self.marks_moved.subscribe().wait_for(|_| self.have_marks_reached(awaited)).await;
+        loop {
+            let mut moved = std::pin::pin!(self.marks_moved.notified());
+            moved.as_mut().enable();
+            if self.have_marks_reached(awaited) {
+                return;
+            }
+            moved.await;
+        }
     }
 
     /// What is at rest cools, durably.
@@ -174,7 +177,7 @@ impl Core {
     }
 
     fn marks_moved(&self) {
-        self.marks_moved.send_modify(|moved| *moved += 1);
+        self.marks_moved.notify_waiters();
     }
 
     /// Raises the counters of log and chain above that of the marks, as far as they can be. Returns the record that says

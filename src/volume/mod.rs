@@ -34,13 +34,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::sync::watch::Sender;
 use tokio::sync::{Notify, RwLock};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::disk::{Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
+use crate::failpoint::{self, Safeguard};
 use crate::format::log::LogOp;
 use crate::units::{LogIndex, REGION, REQUEST_MAX, SECTOR, Sequence, Span};
 use crate::writelog::VolumeLog;
@@ -63,7 +63,7 @@ pub const LOG_SYNC_MAX: Duration = Duration::from_secs(2);
 const LOG_FULL: &str = "the log is full or failed";
 
 /// What is chosen about a volume.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Flushes wait for the log too.
     pub sync_log: bool,
@@ -74,6 +74,21 @@ pub struct Settings {
     pub throttle: Option<Duration>,
     pub marks_fail: MarksFail,
     pub pace: Pace,
+    /// Regions that stay hot after their changes are proven, at most.
+    pub hot_max: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            sync_log: false,
+            quarantine: None,
+            throttle: None,
+            marks_fail: MarksFail::default(),
+            pace: Pace::default(),
+            hot_max: heat::HOT_MAX,
+        }
+    }
 }
 
 /// A local store with its log in front. Cheap to clone.
@@ -95,8 +110,8 @@ struct Core {
     urgent: Notify,
     /// Wakes whoever keeps the marks.
     marks_wanted: Arc<Notify>,
-    /// Counts what became of the marks.
-    marks_moved: Sender<u64>,
+    /// Wakes those who wait for the marks, in the order in which they came.
+    marks_moved: Notify,
     marker: Mutex<Option<AbortHandle>>,
     /// Held for writing by a flush of our own: a store tells of a failure once, and a client must not miss it.
     flushes: RwLock<()>,
@@ -122,6 +137,8 @@ struct Mode {
     /// Zeroes only if that is fast: refusing changes nothing.
     fast_only: bool,
     fua: bool,
+    /// How often the store had been distrusted when it was admitted.
+    distrusts: u64,
 }
 
 /// A change as a client asks for it.
@@ -137,7 +154,7 @@ impl Volume {
         let geometry = store.geometry();
         let Start { marks, hot, diverged, facts, replay, log } = start;
         let through = LogIndex(replay.before.0 + replay.descriptors.len() as u64);
-        let heat = Heat::new(geometry.size, hot, diverged, through, facts);
+        let heat = Heat::new(hot, diverged, through, facts, settings.hot_max);
         let admission = Admission::new(geometry.size, store.incarnation(), sequences.newest(), heat, replay);
         let core = Arc::new(Core {
             name: name.to_owned(),
@@ -151,7 +168,7 @@ impl Volume {
             forgetting: AtomicU32::new(0),
             urgent: Notify::new(),
             marks_wanted: Arc::default(),
-            marks_moved: Sender::new(0),
+            marks_moved: Notify::new(),
             marker: Mutex::default(),
             flushes: RwLock::default(),
             owed: Mutex::default(),
@@ -377,20 +394,20 @@ impl Core {
     /// Steps 2 to 5, with the range held.
     fn begin(self: &Arc<Self>, guard: RangeGuard, span: Span, request: Request, fua: bool) -> Pending<()> {
         match self.admit(span, &request) {
-            Ok(ticket) => self.forward(guard, ticket, span, request, fua),
+            Ok(admitted) => self.forward(guard, admitted, span, request, fua),
             Err(mut cold) => {
                 let core = self.clone();
                 detached(async move {
                     let since = Instant::now();
-                    let ticket = loop {
+                    let admitted = loop {
                         core.wait_for_marks(cold, since).await?;
                         match core.admit(span, &request) {
-                            Ok(ticket) => break ticket,
+                            Ok(admitted) => break admitted,
                             // Cooled again before its turn came.
                             Err(again) => cold = again,
                         }
                     };
-                    core.forward(guard, ticket, span, request, fua).await
+                    core.forward(guard, admitted, span, request, fua).await
                 })
             }
         }
@@ -400,13 +417,13 @@ impl Core {
     fn forward(
         self: &Arc<Self>,
         guard: RangeGuard,
-        ticket: Ticket,
+        (ticket, distrusts): (Ticket, u64),
         span: Span,
         request: Request,
         fua: bool,
     ) -> Pending<()> {
         let fast_only = matches!(request, Request::Zeroes(ZeroMode { fast_only: true, .. }));
-        let mode = Mode { fast_only, fua };
+        let mode = Mode { fast_only, fua, distrusts };
         match self.issue(span, request, fua) {
             Pending::Ready(answer) => {
                 let answer = answer.expect("not polled yet");
@@ -432,7 +449,8 @@ impl Core {
         }
     }
 
-    fn admit(&self, span: Span, request: &Request) -> Result<Ticket, Cold> {
+    /// Says also how often the store had been distrusted by then.
+    fn admit(&self, span: Span, request: &Request) -> Result<(Ticket, u64), Cold> {
         let inner = admission::inner(span, self.geometry.size);
         let (op, payload) = match request {
             Request::Write(data) if inner.is_empty() => (LogOp::Write, data.slice(..0)),
@@ -452,7 +470,7 @@ impl Core {
         if admission.heat().is_wanted() {
             self.marks_wanted.notify_one();
         }
-        ticket
+        Ok((ticket?, admission.distrusts()))
     }
 
     /// Step 5: what the store's answer means for the log.
@@ -477,11 +495,19 @@ impl Core {
         match answer {
             Ok(()) => {
                 let edges = self.edges(span);
-                if edges.is_empty() {
-                    self.admission.lock().complete(index);
+                let outer = self.clip(span.rounded_out(SECTOR));
+                let incarnation = self.store.incarnation();
+                let mut admission = self.admission.lock();
+                if admission.is_stale(incarnation, mode.distrusts) {
+                    // A cut that has it would show it beside what the store has forgotten.
+                    admission.void_unknown(index, outer);
+                    drop(admission);
+                    self.check_incarnation();
+                } else if edges.is_empty() {
+                    admission.complete(index);
                 } else {
-                    let outer = self.clip(span.rounded_out(SECTOR));
-                    self.admission.lock().complete_ragged(index, outer, edges.len() as u32);
+                    admission.complete_ragged(index, outer, edges.len() as u32);
+                    drop(admission);
                     self.read_back(guard, index, edges);
                 }
             }
@@ -554,6 +580,9 @@ impl Core {
     /// The store's connection was lost: what completed but was not flushed may be gone, what was in flight may or
     /// may not have happened.
     fn lost(&self, during: &str) {
+        if !failpoint::stands(Safeguard::DistrustAfterLoss) {
+            return;
+        }
         let mut admission = self.admission.lock();
         let was = admission.state();
         admission.distrust();
@@ -610,11 +639,18 @@ impl Core {
     /// A flush's error says that something that was written is not on the medium, and that nobody will try again. The
     /// caches may still show it: only what is read past them is what the store holds.
     fn flush_failed(self: &Arc<Self>) {
+        if !failpoint::stands(Safeguard::DistrustAfterFailedFlush) {
+            return;
+        }
         error!(volume = self.name, "the store failed a flush; what is not known to be on it will be compared");
         self.forgetting.fetch_add(1, Ordering::Relaxed);
         self.admission.lock().distrust();
         let core = self.clone();
-        let forgotten = self.store.forget_cached();
+        let forgotten = if failpoint::stands(Safeguard::ForgottenCaches) {
+            self.store.forget_cached()
+        } else {
+            Pending::ready(Ok(true))
+        };
         tokio::spawn(async move {
             if forgotten.await != Ok(true) {
                 core.admission.lock().distrust_for_good();
@@ -679,6 +715,9 @@ impl Disk for Volume {
     }
 
     fn flush(&self) -> Pending<()> {
+        if !failpoint::stands(Safeguard::FlushForwarded) {
+            return Pending::ready(Ok(()));
+        }
         let core = self.0.clone();
         detached(async move {
             let _together = core.flushes.read().await;

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::{Core, LOG_FULL, State, Volume, whole_sectors};
 use crate::disk::{Disk, DiskError, Errno};
+use crate::failpoint::{self, Safeguard};
 use crate::format::log::LogOp;
 use crate::units::{KIB, LogIndex, MIB, REGION, SECTOR, Span};
 use crate::volume::admission::Ticket;
@@ -60,7 +61,7 @@ pub enum Part {
 pub struct Turn {
     // In this order: the operation completes before its range is let go.
     operation: Operation,
-    _guard: RangeGuard,
+    _guard: Option<RangeGuard>,
     span: Span,
     hole: bool,
     compare: bool,
@@ -126,6 +127,7 @@ impl Volume {
                 (turn.ok_or(Interrupted)?, admission.distrusts())
             };
             let operation = Operation { core: core.clone(), index: turn.index };
+            let guard = failpoint::stands(Safeguard::ScanHoldsRange).then_some(guard);
             return Ok(Some(Turn { operation, _guard: guard, span, hole, compare: turn.compare, distrusts }));
         }
     }

@@ -9,11 +9,12 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, OnceLock, PoisonError, WaitTimeoutResult};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::error;
 
 use super::pool::{Inner, Start};
@@ -52,7 +53,7 @@ pub(super) struct Shared {
     pub volume: VolumeId,
     pub queue: Mutex<Queue>,
     /// Something for the writer to do; or, for those who wait in [`VolumeLog::close`], that it ended.
-    pub changed: Condvar,
+    pub changed: Signal,
     pub progress: watch::Sender<Progress>,
     pub failure: OnceLock<LogFailure>,
     /// Since when the writer is in a call to the disk.
@@ -164,7 +165,7 @@ impl VolumeLog {
             pool,
             volume,
             queue: Mutex::new(queue),
-            changed: Condvar::new(),
+            changed: Signal::default(),
             progress: watch::Sender::new(progress),
             failure: OnceLock::new(),
             busy: Busy::new(),
@@ -234,6 +235,12 @@ impl VolumeLog {
             }
             if let Some(failure) = self.failure() {
                 return Err(failure.into());
+            }
+            #[cfg(test)]
+            if crate::random::seeded::is_here() {
+                // Those who watch are woken in an order that no seed decides.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
             }
             // The sender lives in `shared`; a timeout is the time to look whether the disk hangs.
             let _ = tokio::time::timeout(shared.pool.limits.hang, progress.changed()).await;
@@ -476,6 +483,49 @@ fn misuse(expected: LogIndex, record: &Record) -> Option<LogFailure> {
     }
 }
 
+/// A condition variable, on which in a simulated world a task can wait too.
+#[derive(Default)]
+pub(super) struct Signal {
+    condition: Condvar,
+    #[cfg(test)]
+    simulated: tokio::sync::Notify,
+}
+
+impl Signal {
+    pub fn notify_all(&self) {
+        self.condition.notify_all();
+        #[cfg(test)]
+        self.simulated.notify_one();
+    }
+
+    pub fn wait<'q>(&self, queue: MutexGuard<'q, Queue>) -> LockResult<MutexGuard<'q, Queue>> {
+        self.condition.wait(queue)
+    }
+
+    pub fn wait_timeout<'q>(
+        &self,
+        queue: MutexGuard<'q, Queue>,
+        bound: Duration,
+    ) -> LockResult<(MutexGuard<'q, Queue>, WaitTimeoutResult)> {
+        self.condition.wait_timeout(queue, bound)
+    }
+
+    pub fn wait_timeout_while<'q>(
+        &self,
+        queue: MutexGuard<'q, Queue>,
+        bound: Duration,
+        waits: impl FnMut(&mut Queue) -> bool,
+    ) -> LockResult<(MutexGuard<'q, Queue>, WaitTimeoutResult)> {
+        self.condition.wait_timeout_while(queue, bound, waits)
+    }
+
+    /// Returns when the writer was woken after this was called last, or is.
+    #[cfg(test)]
+    pub async fn simulated(&self) {
+        self.simulated.notified().await;
+    }
+}
+
 /// Since when a thread is in a call that may not come back; another thread looks.
 pub(super) struct Busy {
     base: Instant,
@@ -493,9 +543,15 @@ impl Busy {
     }
     /// Runs a call to the disk.
     pub fn during<T>(&self, call: impl FnOnce() -> T) -> T {
-        self.since.store(self.base.elapsed().as_nanos() as u64 + 1, Ordering::Relaxed);
+        self.begin();
         let result = call();
-        self.since.store(0, Ordering::Relaxed);
+        self.end();
         result
+    }
+    pub fn begin(&self) {
+        self.since.store(self.base.elapsed().as_nanos() as u64 + 1, Ordering::Relaxed);
+    }
+    pub fn end(&self) {
+        self.since.store(0, Ordering::Relaxed);
     }
 }

@@ -52,6 +52,8 @@ pub use self::pool::{Look, Opened, Pool, Settings, Start};
 pub use self::reader::ReadError;
 pub use self::recovery::{Ended, Recovered};
 pub use self::segments::copying_filesystem;
+#[cfg(test)]
+pub(crate) use self::segments::{SegmentIo, Segments};
 use crate::disk::Errno;
 use crate::format::log::LogOp;
 use crate::units::{LogIndex, MIB, REQUEST_MAX, Sequence, human_bytes};

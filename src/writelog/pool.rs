@@ -248,7 +248,7 @@ fn existing(
 
 fn random_id() -> Result<[u8; 16], OpenError> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(OpenError::Random)?;
+    crate::random::fill(&mut bytes).map_err(OpenError::Random)?;
     Ok(bytes)
 }
 
@@ -357,6 +357,22 @@ impl Inner {
         if let Err(error) = file.write(superblock) {
             warn!(error = %Errno::from(error), "the log's failure could not be recorded");
         }
+    }
+}
+
+#[cfg(test)]
+impl Pool {
+    /// For a simulated world: one volume on segments of any kind, with bounds for records in memory (bytes) and for
+    /// the time until a commit.
+    pub(crate) fn simulated(
+        opened: Opened,
+        segments: Box<dyn Segments>,
+        segment_size: u64,
+        slots: u32,
+        (in_flight, commit_every): (u64, Duration),
+    ) -> Self {
+        let limits = Limits { in_flight, commit_every, ..LIMITS };
+        Self(Arc::new(Inner::new(opened, segments, segment_size, slots, 1, limits)))
     }
 }
 

@@ -26,6 +26,7 @@ use super::pool::Inner;
 use super::reader::place;
 use super::segments::{SegmentIo, Segments};
 use crate::disk::Errno;
+use crate::failpoint::{self, Safeguard};
 use crate::format::VolumeId;
 use crate::format::log::{LogId, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader, crc32c};
 use crate::units::{LogIndex, MIB};
@@ -133,8 +134,10 @@ pub(super) fn recover(
             (Ok(()), Some(resumes)) if resumes != recovered.next => Ended::Hole { resumes },
             (Ok(()), _) => Ended::End,
         };
-        if recovered.ended != Ended::End {
-            break;
+        match recovered.ended {
+            Ended::End => {}
+            Ended::Hole { resumes } if !failpoint::stands(Safeguard::GapFreePrefix) => recovered.next = resumes,
+            _ => break,
         }
     }
     let Recovered { first, next, ended, .. } = recovered;

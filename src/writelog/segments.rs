@@ -23,7 +23,7 @@ use super::{OpenError, SEGMENT, lock};
 use crate::units::{MIB, human_bytes};
 
 /// One segment, open.
-pub(super) trait SegmentIo: Send + Sync {
+pub(crate) trait SegmentIo: Send + Sync {
     /// Writes all of `data`, one slice after the other, from byte `offset` on. The slices are used up.
     fn write_at(&self, data: &mut [IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Fills `buffer`, or fails.
@@ -34,8 +34,13 @@ pub(super) trait SegmentIo: Send + Sync {
 
 /// All segments of a pool. Opening one again must not let an error of its writes be forgotten: a writer keeps what it
 /// wrote to until that is synced.
-pub(super) trait Segments: Send + Sync {
+pub(crate) trait Segments: Send + Sync {
     fn open(&self, slot: u32) -> io::Result<Arc<dyn SegmentIo>>;
+    /// How long the next call of a writer takes in virtual time.
+    #[cfg(test)]
+    fn call_takes(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 impl SegmentIo for File {

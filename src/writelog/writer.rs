@@ -8,15 +8,20 @@
 //! wakes it. Lightly, for [`GATHER`], when it has just written: records that come meanwhile wake nobody and are
 //! written together; a stream of small writes then costs one wake-up each few milliseconds instead of one each.
 //!
+//! What it does next is decided in one place; who carries that out is a thread, or in a simulated world a task in
+//! virtual time.
+//!
 //! Crash: everything up to `synced` is there, and a gap-free part of what follows.
 
 use std::io::{self, IoSlice};
 use std::mem;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::log::{AWAKE, Batch, Shared, WAKE_BYTES, padded};
+use tokio::time::Instant;
+
+use super::log::{AWAKE, Batch, Queue, Shared, WAKE_BYTES, padded};
 use super::segments::SegmentIo;
 use super::{LogFailure, lock, recovery};
 use crate::disk::Errno;
@@ -30,6 +35,11 @@ const GATHER: Duration = Duration::from_millis(2);
 pub(super) fn spawn(shared: Arc<Shared>, recovered: Vec<u32>) -> io::Result<()> {
     let headers = Vec::new();
     let writer = Writer { shared, current: None, dirty: Vec::new(), dirty_since: None, gather_until: None, headers };
+    #[cfg(test)]
+    if crate::random::seeded::is_here() {
+        tokio::spawn(writer.run_simulated(recovered));
+        return Ok(());
+    }
     std::thread::Builder::new().name("umbra-log".into()).spawn(move || writer.run(recovered))?;
     Ok(())
 }
@@ -52,6 +62,12 @@ enum Job {
     Stop,
 }
 
+enum Decision {
+    Do(Job),
+    /// Nothing, until somebody wakes the writer or that time has come.
+    Sleep(Option<Instant>),
+}
+
 impl Writer {
     fn run(mut self, recovered: Vec<u32>) {
         if let Err(failure) = self.sync_recovered(recovered) {
@@ -69,53 +85,66 @@ impl Writer {
         }
     }
 
-    /// Decides what to do now, and sleeps while there is nothing.
+    /// What to do now; sleeps while there is nothing.
     fn next(&mut self) -> Job {
         let shared = &*self.shared;
         let mut queue = lock(&shared.queue);
         loop {
             let now = Instant::now();
-            let failed = shared.failure.get().is_some();
-            let progress = *shared.progress.borrow();
-            let commit_at = self.dirty_since.map(|since| since + shared.pool.limits.commit_every);
-            if queue.closed && (failed || queue.batches.is_empty() && self.dirty.is_empty()) {
-                return Job::Stop;
-            }
-            let idle = queue.batches.is_empty();
-            let mut wake_at = AWAKE;
-            let mut until = None;
-            if !failed {
-                if !self.dirty.is_empty()
-                    && (queue.wants_sync(progress) || commit_at.is_some_and(|at| at <= now) || queue.closed && idle)
-                {
-                    return Job::Sync;
-                }
-                let gathering = self.gather_until.filter(|until| *until > now);
-                let hurry = queue.waiting >= WAKE_BYTES || queue.wants_write(progress) || queue.closed;
-                if (gathering.is_none() || hurry)
-                    && let Some(batch) = queue.batches.pop_front()
-                {
-                    let batch = Arc::new(batch);
-                    queue.waiting -= batch.weight;
-                    queue.writing = Some(batch.clone());
-                    return Job::Write(batch);
-                }
-                until = [gathering, commit_at].into_iter().flatten().min();
-                wake_at = if gathering.is_some() { WAKE_BYTES } else { 1 };
-            }
-            queue.wake_at = wake_at;
-            queue = match until {
-                Some(until) => {
+            queue = match self.decide(&mut queue, now) {
+                Decision::Do(job) => return job,
+                Decision::Sleep(Some(until)) => {
                     let waited = shared.changed.wait_timeout(queue, until.saturating_duration_since(now));
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                None => shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                Decision::Sleep(None) => shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
             };
             queue.wake_at = AWAKE;
         }
     }
 
+    /// Decides what to do at `now`. Whoever sleeps sets [`Queue::wake_at`] back when it wakes.
+    fn decide(&self, queue: &mut Queue, now: Instant) -> Decision {
+        let shared = &*self.shared;
+        let failed = shared.failure.get().is_some();
+        let progress = *shared.progress.borrow();
+        let commit_at = self.dirty_since.map(|since| since + shared.pool.limits.commit_every);
+        if queue.closed && (failed || queue.batches.is_empty() && self.dirty.is_empty()) {
+            return Decision::Do(Job::Stop);
+        }
+        let idle = queue.batches.is_empty();
+        let mut wake_at = AWAKE;
+        let mut until = None;
+        if !failed {
+            if !self.dirty.is_empty()
+                && (queue.wants_sync(progress) || commit_at.is_some_and(|at| at <= now) || queue.closed && idle)
+            {
+                return Decision::Do(Job::Sync);
+            }
+            let gathering = self.gather_until.filter(|until| *until > now);
+            let hurry = queue.waiting >= WAKE_BYTES || queue.wants_write(progress) || queue.closed;
+            if (gathering.is_none() || hurry)
+                && let Some(batch) = queue.batches.pop_front()
+            {
+                let batch = Arc::new(batch);
+                queue.waiting -= batch.weight;
+                queue.writing = Some(batch.clone());
+                return Decision::Do(Job::Write(batch));
+            }
+            until = [gathering, commit_at].into_iter().flatten().min();
+            wake_at = if gathering.is_some() { WAKE_BYTES } else { 1 };
+        }
+        queue.wake_at = wake_at;
+        Decision::Sleep(until)
+    }
+
     fn write(&mut self, batch: &Batch) -> Result<(), LogFailure> {
+        self.begin(batch)?;
+        self.append(batch)
+    }
+
+    /// Makes the opening of the batch's segment durable, if the batch begins it.
+    fn begin(&mut self, batch: &Batch) -> Result<(), LogFailure> {
         let slot = batch.slot;
         let failed = |error: io::Error| LogFailure::Write { slot, error: error.into() };
         let segment = self.segment(slot)?;
@@ -129,6 +158,12 @@ impl Writer {
             busy.during(|| segment.write_at(&mut [IoSlice::new(&opening)], 0)).map_err(failed)?;
             busy.during(|| segment.sync()).map_err(|error| LogFailure::Sync { slot, error: error.into() })?;
         }
+        Ok(())
+    }
+
+    fn append(&mut self, batch: &Batch) -> Result<(), LogFailure> {
+        let slot = batch.slot;
+        let segment = self.segment(slot)?;
         encode_headers(batch, &mut self.headers);
         let mut slices = Vec::with_capacity(2 * batch.records.len() + 1);
         let mut headers = self.headers.as_slice();
@@ -143,7 +178,8 @@ impl Writer {
             }
         }
         slices.push(IoSlice::new(headers));
-        busy.during(|| segment.write_at(&mut slices, batch.offset)).map_err(failed)
+        let written = self.shared.busy.during(|| segment.write_at(&mut slices, batch.offset));
+        written.map_err(|error| LogFailure::Write { slot, error: error.into() })
     }
 
     /// Makes known that a batch stands in its segment, and gives up its memory.
@@ -228,6 +264,62 @@ impl Writer {
         self.shared.fail(failure);
         self.dirty.clear();
         self.shared.pool.mark_failed();
+    }
+}
+
+#[cfg(test)]
+impl Writer {
+    /// As [`Self::run`], in virtual time: each call takes as long as the disk says, and then happens at once.
+    async fn run_simulated(mut self, recovered: Vec<u32>) {
+        self.call().await;
+        if let Err(failure) = self.sync_recovered(recovered) {
+            self.fail(failure);
+        }
+        loop {
+            let done = match self.next_simulated().await {
+                Job::Write(batch) => self.write_simulated(&batch).await.map(|()| self.written(batch)),
+                Job::Sync => {
+                    self.call().await;
+                    self.sync()
+                }
+                Job::Stop => break,
+            };
+            if let Err(failure) = done {
+                self.fail(failure);
+            }
+        }
+    }
+
+    async fn next_simulated(&mut self) -> Job {
+        loop {
+            let woken = self.shared.changed.simulated();
+            let decision = self.decide(&mut lock(&self.shared.queue), Instant::now());
+            match decision {
+                Decision::Do(job) => return job,
+                Decision::Sleep(Some(until)) => {
+                    let _ = tokio::time::timeout_at(until, woken).await;
+                }
+                Decision::Sleep(None) => woken.await,
+            }
+            lock(&self.shared.queue).wake_at = AWAKE;
+        }
+    }
+
+    async fn write_simulated(&mut self, batch: &Batch) -> Result<(), LogFailure> {
+        if batch.begins.is_some() {
+            self.call().await;
+        }
+        self.begin(batch)?;
+        self.call().await;
+        self.append(batch)
+    }
+
+    /// Is in a call to the disk, for as long as it takes.
+    async fn call(&self) {
+        let takes = self.shared.pool.segments.call_takes();
+        self.shared.busy.begin();
+        tokio::time::sleep(takes).await;
+        self.shared.busy.end();
     }
 }
 

@@ -105,7 +105,7 @@ fn a_gateway_with_another_state_waits_for_the_first_or_fences_it_and_clients_of_
     first.settle();
 
     let other = clone_of(&scene);
-    let mut second = other.serve_with(&["--adopt"]).allow("the chain cannot be opened yet");
+    let mut second = other.serve_with(&["--adopt"]).allow("shadowing has ended; clients are served");
     let status = second.wait_until("refused", Duration::from_secs(30), |status| !status.0["last_error"].is_null());
     assert!(status.0["last_error"].as_str().unwrap().contains("--take-over"), "{status:?}");
     write(&second, &other);

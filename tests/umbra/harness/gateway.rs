@@ -182,7 +182,7 @@ impl<'s> Gateway<'s> {
     /// Stops one that is fenced, or whose store has failed a flush.
     #[track_caller]
     pub fn stop_unfinished(mut self) {
-        self.allowed.push("is known to be in a recovery point; the next start compares these volumes in full");
+        self.allowed.push("is known to be in a recovery point; the next start reads again what may be missing");
         self.stop_with(1);
     }
 

@@ -1,0 +1,124 @@
+//! Simulated worlds: the real volume, log, publisher, scanner, chain and resolver over simulated devices, in virtual
+//! time. A seed decides everything, so that a world that breaks a promise can be lived through again, call by call.
+//!
+//! ```text
+//!  clients ──► Volume ──► store       volatile cache, subsets and tearing, EIO, loss of the connection, crashes
+//!                │  └───► log device  the same, and hanging, full
+//!                └─publisher──► bucket  errors, lost answers, late puts, silence
+//!  oracle: reads the chain as anyone could, and knows what the store was after every operation
+//! ```
+//!
+//! `tests/simulate` runs as many worlds as wanted, and replays one. What is not simulated: the kernel, sockets, more
+//! than one volume, real time.
+
+mod boot;
+mod bucket;
+mod canaries;
+mod clients;
+mod ground;
+mod image;
+mod log_device;
+mod oracle;
+mod store;
+mod world;
+
+use std::time::Instant;
+
+/// Worlds of each of the four tests below that run side by side.
+const WORLDS: u64 = 350;
+
+/// Lives through these worlds, and through those that break a promise again, with words.
+fn hold(seeds: impl Iterator<Item = u64>) -> (u64, usize, Vec<u64>) {
+    let (mut worlds, mut points, mut failing) = (0, 0, Vec::new());
+    for seed in seeds {
+        let outcome = world::run(seed, false);
+        worlds += 1;
+        points += outcome.points;
+        if !outcome.broken.is_empty() {
+            if failing.is_empty() {
+                show(seed);
+            } else {
+                println!("world {seed}: {}", outcome.broken.join("; "));
+            }
+            failing.push(seed);
+        }
+    }
+    (worlds, points, failing)
+}
+
+/// Tells a world's last calls and what it broke.
+fn show(seed: u64) {
+    let outcome = world::run(seed, true);
+    let tail = if outcome.broken.is_empty() { 0 } else { outcome.tail.len() };
+    outcome.tail.iter().take(tail).for_each(|call| println!("{call}"));
+    println!("world {seed}: {} calls, trace {:016x}", outcome.calls, outcome.hash);
+    outcome.broken.iter().for_each(|broken| println!("  {broken}"));
+    if !outcome.broken.is_empty() {
+        println!("replay it: tests/simulate 1 {seed}");
+    }
+}
+
+fn assert_held(seeds: impl Iterator<Item = u64>) {
+    let (worlds, points, failing) = hold(seeds);
+    assert!(failing.is_empty(), "worlds {failing:?} of {worlds} break a promise; the first is told above");
+    assert!(points > worlds as usize, "{points} points in {worlds} worlds prove little");
+}
+
+#[test]
+fn a_seed_replays_its_world_call_by_call() {
+    for seed in 1_000_000..1_000_012 {
+        let (first, second) = (world::run(seed, true), world::run(seed, true));
+        let differs = first.tail.iter().zip(&second.tail).find(|(first, second)| first != second);
+        assert_eq!(differs, None, "world {seed}");
+        assert_eq!((first.hash, first.calls), (second.hash, second.calls), "world {seed}");
+    }
+}
+
+#[test]
+fn every_promise_holds_in_the_first_quarter_of_worlds() {
+    assert_held(0..WORLDS);
+}
+
+#[test]
+fn every_promise_holds_in_the_second_quarter_of_worlds() {
+    assert_held(WORLDS..2 * WORLDS);
+}
+
+#[test]
+fn every_promise_holds_in_the_third_quarter_of_worlds() {
+    assert_held(2 * WORLDS..3 * WORLDS);
+}
+
+#[test]
+fn every_promise_holds_in_the_last_quarter_of_worlds() {
+    assert_held(3 * WORLDS..4 * WORLDS);
+}
+
+/// For `tests/simulate`: as many worlds as it says, from the seed that it says.
+#[test]
+#[ignore = "as long as wanted; tests/simulate runs it"]
+fn every_promise_holds_in_as_many_worlds_as_wanted() {
+    let number = |name: &str, default: u64| {
+        std::env::var(name)
+            .map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    };
+    let (worlds, first) = (number("SIMULATE_WORLDS", 20), number("SIMULATE_FIRST_SEED", 10_000_000));
+    if worlds == 1 {
+        show(first);
+    }
+    let begun = Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
+    let ran = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|thread| scope.spawn(move || hold((first + thread..first + worlds).step_by(threads as usize))))
+            .collect();
+        running.into_iter().map(|running| running.join().expect("worlds catch their panics")).collect::<Vec<_>>()
+    });
+    let lived: u64 = ran.iter().map(|(worlds, ..)| worlds).sum();
+    let points: usize = ran.iter().map(|(_, points, _)| points).sum();
+    let mut failing: Vec<u64> = ran.into_iter().flat_map(|(.., failing)| failing).collect();
+    failing.sort_unstable();
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("{lived} worlds, {points} points, {:.1} worlds/s on {threads} threads", lived as f64 / seconds);
+    assert!(failing.is_empty(), "failing seeds: {failing:?}");
+}

@@ -1,0 +1,367 @@
+//! One world: a seed decides its devices, its faults and the lives of its gateway, and how each of them ends.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::task::JoinSet;
+
+use super::boot::{Devices, Gateway, Kept, Settings};
+use super::bucket::Bucket;
+use super::clients::{Clients, Habit};
+use super::ground::{self, Ground, below, broken, millis, note, once_in};
+use super::log_device::LogDevice;
+use super::oracle::Oracle;
+use super::store::Store;
+use crate::chain::ChainWriter;
+use crate::disk::{Abilities, BlockSizes, Disk, Geometry};
+use crate::random::seeded;
+use crate::units::{KIB, MIB, REQUEST_MAX, SECTOR, Sequence, Span};
+use crate::volume::{Sequences, State};
+
+/// By then whatever can be published is, when nothing fails any more.
+const SETTLED_WITHIN: Duration = Duration::from_secs(600);
+
+/// By then a gateway that has something to publish finds out that another has taken over.
+const FENCED_WITHIN: Duration = Duration::from_secs(300);
+
+/// What came of a world.
+pub struct Outcome {
+    /// Of all calls to all devices, with their times.
+    pub hash: u64,
+    pub calls: u64,
+    pub points: usize,
+    pub broken: Vec<String>,
+    pub tail: Vec<String>,
+}
+
+/// Lives through the world of this seed; `remember` keeps its last calls in words.
+pub fn run(seed: u64, remember: bool) -> Outcome {
+    let _seeded = seeded::with(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
+    ground::panics();
+    let ground = Ground::new(remember);
+    let lived = std::panic::catch_unwind(AssertUnwindSafe(|| World::new(ground.clone()).live()));
+    let panics = ground::panics();
+    if panics > 0 {
+        broken!(ground, "panic", "{panics} times");
+    }
+    let (hash, calls, broken, tail) = ground.verdict();
+    Outcome { hash, calls, points: lived.unwrap_or(0), broken, tail }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    FailingChanges,
+    FailingFlush,
+    Unreadable,
+    LostConnection,
+    CrashedStore,
+    FailingLog,
+    HangingLog,
+    DeadRemote,
+    FlakyRemote,
+    TakeOver,
+}
+
+const TROUBLES: [Trouble; 10] = [
+    Trouble::FailingChanges,
+    Trouble::FailingFlush,
+    Trouble::Unreadable,
+    Trouble::LostConnection,
+    Trouble::CrashedStore,
+    Trouble::FailingLog,
+    Trouble::HangingLog,
+    Trouble::DeadRemote,
+    Trouble::FlakyRemote,
+    Trouble::TakeOver,
+];
+
+/// How a gateway's life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Its process is killed.
+    Killed,
+    /// Its machine loses power, and the store with it.
+    PowerCut,
+    Clean,
+}
+
+struct World {
+    ground: Ground,
+    devices: Arc<Devices>,
+    clients: Clients,
+    oracle: Oracle,
+    troubles: Vec<Trouble>,
+    habit: Habit,
+    count: u64,
+    /// Of what was not flushed a power cut leaves one in so many.
+    keep_one_in: u64,
+}
+
+impl World {
+    fn new(ground: Ground) -> Self {
+        let ragged = once_in(3);
+        let size = match below(8) {
+            0 => 4 * MIB + below(2 * MIB),
+            3 => 8 * KIB + below(40 * KIB),
+            1 | 2 => MIB + below(MIB),
+            // Several regions.
+            4 => 9 * MIB + below(8 * MIB),
+            _ => 40 * KIB + below(400 * KIB),
+        };
+        let size = if ragged { size } else { size / SECTOR * SECTOR };
+        let trim_reads_zero = once_in(2);
+        let geometry = Geometry {
+            size,
+            block: BlockSizes {
+                minimum: if ragged { 1 } else { SECTOR as u32 },
+                preferred: 4096,
+                maximum: REQUEST_MAX,
+            },
+            abilities: Abilities {
+                read_only: false,
+                rotational: false,
+                flush: true,
+                fua: true,
+                trim: true,
+                trim_reads_zero,
+                write_zeroes: true,
+                fast_zeroes: false,
+                cache: false,
+                extents: once_in(2),
+                multi_conn: true,
+            },
+        };
+        let sequences = Arc::new(Sequences::above(1 << 20));
+        sequences.reserved_through(u64::MAX);
+        let store = Store::new(ground.clone(), sequences, geometry, 1 + below(6));
+        // The longest record is a piece of a scan.
+        let segment = (20 * KIB + size.min(MIB) + below(64 * KIB)).next_multiple_of(4 * KIB);
+        let log = LogDevice::new(ground.clone(), 3 + below(5) as u32, segment);
+        let bucket = Bucket::new(ground.clone(), below(60));
+        let settings = Settings {
+            epoch: Duration::from_millis(200 + below(2000)),
+            sync_log: once_in(4),
+            commit_every: Duration::from_millis(20 + below(if once_in(3) { 3000 } else { 400 })),
+            in_flight: if once_in(6) { 128 * KIB } else { 64 * MIB },
+            generation: Duration::from_millis(100 + below(1500)),
+            quarantine: once_in(3).then_some(Duration::from_millis(4000)),
+            hot_max: below(4),
+        };
+        let devices = Devices::new(ground.clone(), store.clone(), log, bucket, settings);
+        let troubles = if once_in(4) { Vec::new() } else { TROUBLES.into_iter().filter(|_| once_in(4)).collect() };
+        let hot_length = (4 * KIB + below(60 * KIB)).min(size);
+        let hot = Span::at(below(size - hot_length + 1) / SECTOR * SECTOR, hot_length);
+        let (operations, count) = (10 + below(60), 1 + below(6));
+        note!(ground, "world: {size} bytes, {settings:?}, {troubles:?}, {count} clients");
+        Self {
+            clients: Clients::new(ground.clone(), store),
+            oracle: Oracle::new(size),
+            devices: Arc::new(devices),
+            ground,
+            troubles,
+            habit: Habit { operations, hot, ragged },
+            count,
+            keep_one_in: 1 + below(4),
+        }
+    }
+
+    /// Returns how many points were made.
+    fn live(mut self) -> usize {
+        let mut kept = Kept::default();
+        let lives = 1 + below(4);
+        for life in 1..=lives {
+            kept = self.life(kept, life == lives);
+            if !self.ground.is_sound() {
+                return self.oracle.points();
+            }
+        }
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+        runtime.block_on(self.oracle.check_all_again(&self.devices));
+        self.oracle.points()
+    }
+
+    fn life(&mut self, kept: Kept, last: bool) -> Kept {
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+        let end = match below(4) {
+            0 | 1 => End::Killed,
+            2 => End::PowerCut,
+            _ => End::Clean,
+        };
+        let settles = last || end == End::Clean || once_in(3);
+        let kept = runtime.block_on(async {
+            self.ground.begin_life();
+            let kept = self.lead(kept, settles, end == End::Clean).await;
+            self.ground.end_life(millis(5000));
+            kept
+        });
+        drop(runtime);
+        note!(self.ground, "world: {end:?}");
+        let Devices { store, log, bucket, .. } = &*self.devices;
+        if end == End::PowerCut {
+            store.power_cut(self.keep_one_in);
+            log.power_cut(self.keep_one_in);
+            self.devices.cut_marks(self.keep_one_in);
+            self.clients.forget();
+        }
+        store.abandoned();
+        bucket.abandoned();
+        store.heal();
+        log.heal();
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+        runtime.block_on(self.oracle.check(&self.devices));
+        // What a power cut left is not what a clean stop was about.
+        let left = kept.left.filter(|_| end == End::Clean);
+        Kept { left, ..kept }
+    }
+
+    /// From boot to end.
+    async fn lead(&mut self, kept: Kept, settles: bool, clean: bool) -> Kept {
+        let devices = self.devices.clone();
+        let gateway = devices.boot(&kept);
+        let mut clients = JoinSet::new();
+        for _ in 0..self.count {
+            clients.spawn(self.clients.clone().run(gateway.volume.clone(), self.habit));
+        }
+        let watching = tokio::spawn(watch(devices.clone(), self.clients.clone(), gateway.volume.clone()));
+        let lasts = Duration::from_millis(below(8000));
+        let mut other = Other::None;
+        let troubling = self.trouble(&gateway, &mut other);
+        if settles {
+            tokio::join!(troubling, async { while clients.join_next().await.is_some() {} });
+            self.settle(&gateway, other).await;
+        } else {
+            let _ = tokio::time::timeout(lasts, troubling).await;
+        }
+        watching.abort();
+        let progress = *gateway.volume.log().watch().borrow();
+        let sound = progress.era == 0 && !progress.failed;
+        let volume = gateway.opened.borrow().or(kept.volume);
+        let take_over = kept.take_over || other != Other::None;
+        let left = if settles && clean { gateway.leave(&devices.store).await } else { None };
+        Kept { left, volume, take_over, synced: sound.then_some(progress.synced) }
+    }
+
+    /// What goes wrong in this life.
+    async fn trouble(&self, gateway: &Gateway, other: &mut Other) {
+        let Devices { store, log, bucket, faulty, .. } = &*self.devices;
+        for _ in 0..below(4) {
+            tokio::time::sleep(millis(2500)).await;
+            let Some(&trouble) = self.troubles.get(below(self.troubles.len() as u64) as usize) else { return };
+            note!(self.ground, "world: {trouble:?}");
+            match trouble {
+                Trouble::FailingChanges => store.fail_changes(1 + below(4)),
+                Trouble::FailingFlush => store.fail_flush(),
+                Trouble::Unreadable => {
+                    let start = below(store.geometry().size) / 4096 * 4096;
+                    store.be_unreadable(Span::at(start, 4096 << below(3)));
+                }
+                Trouble::LostConnection => store.lose_connection(away()),
+                Trouble::CrashedStore => {
+                    self.clients.forget();
+                    store.crash(self.keep_one_in, away());
+                }
+                Trouble::FailingLog if once_in(2) => log.fail_writes(),
+                Trouble::FailingLog => log.fail_syncs(),
+                Trouble::HangingLog => log.hang(500 + below(15_000)),
+                Trouble::DeadRemote => bucket.be_dead(1000 + below(20_000)),
+                Trouble::FlakyRemote => faulty.seeded(below(1 << 40), 2 + below(8)),
+                Trouble::TakeOver => {
+                    let Some((known, _)) = *gateway.opened.borrow() else { continue };
+                    *other = Other::Maybe;
+                    let opening = self.devices.opening(2, Some(known), true);
+                    let opened =
+                        ChainWriter::open(&self.devices.remote, &Devices::name(), opening, self.devices.clock()).await;
+                    if opened.is_ok() {
+                        *other = Other::Certain;
+                    }
+                    note!(self.ground, "world: another gateway {}", if opened.is_ok() { "opened" } else { "tried" });
+                }
+            }
+        }
+    }
+
+    /// Nothing fails any more: everything is published, or this gateway is fenced.
+    async fn settle(&mut self, gateway: &Gateway, other: Other) {
+        let Devices { store, log, bucket, faulty, .. } = &*self.devices;
+        store.heal();
+        log.heal();
+        bucket.heal();
+        faulty.heal();
+        note!(self.ground, "world: settles");
+        let volume = &gateway.volume;
+        // A store that came back is noticed within a second.
+        tokio::time::sleep(Duration::from_millis(2000)).await;
+        let settled = async {
+            loop {
+                let state = volume.state();
+                let quiet = volume.is_quiet() && volume.cut() == volume.published() && volume.lag().age.is_zero();
+                match other {
+                    _ if state == State::Fenced => return,
+                    // Shadowing goes on after a restart with a sound log; until then there is nothing to publish.
+                    _ if volume.log().failure().is_some() => return,
+                    Other::Certain => {
+                        self.clients.step(volume, self.habit).await;
+                        tokio::time::sleep(Duration::from_secs(2)).await;
+                    }
+                    _ if state == State::Shadowing && quiet => return,
+                    _ => {}
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        let within = if other == Other::Certain { FENCED_WITHIN } else { SETTLED_WITHIN };
+        if tokio::time::timeout(within, settled).await.is_err() {
+            let (state, lag) = (volume.state(), volume.lag());
+            let error = gateway.report.last_error();
+            broken!(self.ground, "T8", "not settled: {state:?}, {lag:?}, {:?}, {error:?}", volume.cut());
+            return;
+        }
+        if volume.state() == State::Fenced {
+            if other == Other::None {
+                broken!(self.ground, "T6", "fenced, and nobody else is there: {:?}", gateway.report.last_error());
+            }
+            return;
+        }
+        if volume.log().failure().is_none() {
+            self.oracle.check(&self.devices).await;
+            self.oracle.check_settled(&self.devices).await;
+        }
+    }
+}
+
+/// Milliseconds for which a store is away: now and then so short that only its incarnation tells.
+fn away() -> u64 {
+    if once_in(2) { 1 + below(60) } else { 100 + below(3000) }
+}
+
+/// Another gateway on the same remote volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Other {
+    None,
+    /// It tried to open it, and may have.
+    Maybe,
+    Certain,
+}
+
+/// The lag is never zero while an answered change is unpublished (T8).
+async fn watch(devices: Arc<Devices>, clients: Clients, volume: crate::volume::Volume) {
+    let mut lagging = false;
+    loop {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let (state, lag, published) = (volume.state(), volume.lag(), volume.published().sequence);
+        let behind = Sequence(clients.answered()) > published;
+        let silent = lag.writes == 0 && lag.age.is_zero();
+        let lags = match state {
+            State::Shadowing => behind,
+            // The age has a second to begin.
+            State::Overflowed | State::Resyncing | State::Replaying | State::Untracked => lagging,
+            State::Fenced => false,
+        };
+        if lags && silent {
+            broken!(devices.ground, "T8", "{state:?}, published through {published}, and {lag:?}");
+        }
+        lagging = !matches!(state, State::Shadowing | State::Fenced);
+    }
+}
