@@ -84,7 +84,7 @@ const GROUPS_MAX: u64 = ((UNIT_CRC_AT - STAMPS_AT) / 4) as u64;
 const RUNS_AT: usize = 110;
 /// Bytes for runs in a transaction.
 const RUNS_MAX: usize = UNIT_CRC_AT - RUNS_AT;
-/// The most transactions of one batch; see [`Transaction::after`].
+/// The most transactions of one batch.
 pub const BATCH_MAX: u64 = RING / 2;
 
 const _: () = assert!(PAGE_CRC_AT == 40 + 2 * PAGE_WORDS * 8 + 4);

@@ -225,7 +225,11 @@ impl Publisher {
         let known = |(instance, generation)| instance == opening.instance && Some(generation) <= expected.generation;
         let generation_differs = chain.before().is_some_and(|before| !known(before));
         if entry_differs || generation_differs || behind || elsewhere {
-            warn!(volume = %name, newest = %found, "the chain is not as the last run left it; comparing everything");
+            if expected.generation.is_some() {
+                warn!(volume = %name, newest = %found, "the chain is not as the last run left it; comparing everything");
+            } else {
+                info!(volume = %name, newest = %found, "the chain was begun elsewhere; comparing everything");
+            }
             volume.distrust_base().await;
         } else {
             volume.chain_shows(newest.sequence, newest.heartbeat).await;

@@ -12,7 +12,7 @@
 //!    since it did not go through the log.
 //!
 //! Invariants:
-//! - A change is admitted only where all its regions are durably hot ([`Heat::is_hot`]).
+//! - A change is admitted only where all its regions are durably hot ([`Heat::claim`]).
 //! - A region cools only if the newest generation that touched it is proven.
 //! - A cold region with changes that no entry shows is durably diverged, since the change of the marks that cools it
 //!   says so; those changes are in the synced log.
@@ -269,7 +269,6 @@ impl Heat {
     pub fn prove(&mut self, standing: Standing) {
         if !stands(Safeguard::CoolAfterFlush)
             && let Some(old) = &mut self.old
-            && old.proof == Proof::None
             && standing.cut >= old.through
         {
             old.proof = Proof::Flushed { needs: standing.cut };
@@ -483,4 +482,167 @@ fn ahead_of(span: Span) -> Span {
 
 fn runs(set: &RegionSet) -> Vec<Range<u64>> {
     set.runs().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failpoint::without;
+
+    const SIZE: u64 = 1024 * REGION;
+    const NOTHING: Standing = Standing { cut: LogIndex(0), synced: LogIndex(0), published: LogIndex(0) };
+
+    fn region(number: u64) -> Span {
+        Span::at(number * REGION, 1)
+    }
+
+    /// One run of one region.
+    fn only(number: u64) -> Vec<Range<u64>> {
+        std::iter::once(number..number + 1).collect()
+    }
+
+    /// Cold all over, and nothing stays hot for its own sake.
+    fn cold() -> Heat {
+        let empty = RegionSet::new(SIZE);
+        Heat::new(empty.clone(), empty, LogIndex(0), Facts::default(), 0)
+    }
+
+    /// One change of the marks; what it cools.
+    fn change(heat: &mut Heat, published: u64, marked: &RegionSet) -> Change {
+        let change = heat.change(LogIndex(published), Some(marked));
+        heat.changed();
+        change
+    }
+
+    /// With region 5 hot, changed by record 7, and its generation ended.
+    fn changed() -> Heat {
+        let mut heat = cold();
+        heat.claim(region(5)).expect_err("cold");
+        change(&mut heat, 0, &RegionSet::new(SIZE));
+        assert_eq!(heat.claim(region(5)), Ok(()));
+        heat.touch(region(5));
+        heat.rotate(LogIndex(7));
+        heat
+    }
+
+    /// What has cooled when the store flushed (or did not) and log and chain stand so.
+    fn cooled(mut heat: Heat, cut: u64, flushed: bool, synced: u64, published: u64) -> Change {
+        let token = heat.flushing(LogIndex(cut));
+        if let Some(token) = token.filter(|_| flushed) {
+            heat.flushed(token);
+        }
+        let standing = Standing { cut: LogIndex(cut), synced: LogIndex(synced), published: LogIndex(published) };
+        heat.prove(standing);
+        change(&mut heat, published, &RegionSet::new(SIZE))
+    }
+
+    #[test]
+    fn a_region_cools_when_its_changes_are_answered_flushed_and_logged_and_is_diverged_until_they_are_published() {
+        let change = cooled(changed(), 7, true, 7, 0);
+        assert_eq!((change.cool, change.diverge, change.facts.relied_on), (only(5), only(5), LogIndex(7)));
+        let change = cooled(changed(), 7, true, 0, 7);
+        assert_eq!((change.cool, change.diverge, change.facts.relied_on), (only(5), vec![], LogIndex(0)));
+    }
+
+    #[test]
+    fn each_rule_of_cooling_is_needed() {
+        let stays = |safeguard: Safeguard, cool: &dyn Fn() -> Change| {
+            assert_eq!(cool().cool, [], "{safeguard:?}");
+            let _without = without(safeguard);
+            assert_eq!(cool().cool, only(5), "without {safeguard:?}");
+        };
+        stays(Safeguard::CoolAfterReadBack, &|| cooled(changed(), 6, true, 7, 0));
+        stays(Safeguard::CoolAfterFlush, &|| cooled(changed(), 7, false, 7, 0));
+        stays(Safeguard::CoolAfterSync, &|| cooled(changed(), 7, true, 6, 0));
+        stays(Safeguard::CoolAfterPublish, &|| {
+            let mut heat = changed();
+            heat.disprove();
+            heat.touch_scanned(region(5));
+            heat.rotate(LogIndex(7));
+            cooled(heat, 7, true, 7, 6)
+        });
+        let _without = without(Safeguard::DivergedWhenCooled);
+        assert_eq!(cooled(changed(), 7, true, 7, 0).diverge, []);
+    }
+
+    #[test]
+    fn a_flush_proves_nothing_that_was_answered_after_it_was_submitted() {
+        let mut heat = cold();
+        heat.claim(region(5)).expect_err("cold");
+        change(&mut heat, 0, &RegionSet::new(SIZE));
+        heat.touch(region(5));
+        assert_eq!(heat.flushing(LogIndex(7)), None, "its generation is not over");
+        heat.rotate(LogIndex(7));
+        assert_eq!(heat.flushing(LogIndex(6)), None, "it was not answered yet");
+        let early = heat.flushing(LogIndex(7)).expect("a proof to come");
+        heat.disprove();
+        heat.rotate(LogIndex(7));
+        heat.flushed(early);
+        heat.prove(Standing { cut: LogIndex(7), synced: LogIndex(7), published: LogIndex(7) });
+        assert_eq!(change(&mut heat, 7, &RegionSet::new(SIZE)).cool, [], "the store was lost meanwhile");
+    }
+
+    #[test]
+    fn what_is_marked_stuck_or_touched_again_stays_hot() {
+        let mut marked = RegionSet::new(SIZE);
+        marked.insert(region(5));
+        let proven = |heat: &mut Heat| {
+            let token = heat.flushing(LogIndex(7)).unwrap();
+            heat.flushed(token);
+            heat.prove(Standing { cut: LogIndex(7), synced: LogIndex(7), published: LogIndex(7) });
+        };
+        let mut heat = changed();
+        proven(&mut heat);
+        assert_eq!(change(&mut heat, 7, &marked).cool, []);
+        let mut heat = changed();
+        heat.stick();
+        proven(&mut heat);
+        assert_eq!(change(&mut heat, 7, &RegionSet::new(SIZE)).cool, []);
+        let mut heat = changed();
+        heat.touch(region(5));
+        proven(&mut heat);
+        assert_eq!(change(&mut heat, 7, &RegionSet::new(SIZE)).cool, []);
+    }
+
+    #[test]
+    fn whoever_needs_a_region_waits_for_the_change_that_heats_it() {
+        let mut heat = cold();
+        let first = heat.claim(region(5)).unwrap_err();
+        let under_way = heat.change(LogIndex(0), None);
+        assert_eq!(under_way.heat, only(5));
+        assert_eq!(heat.claim(region(5)), Err(first), "it is on its way");
+        let second = heat.claim(region(900)).unwrap_err();
+        assert!(second > first);
+        heat.changed();
+        assert!(heat.has_reached(first) && !heat.has_reached(second));
+        assert_eq!(heat.change(LogIndex(0), None).heat, only(900));
+        heat.all_hot(SIZE, Facts::default());
+        assert!(heat.has_reached(second), "nobody waits for a change that will not come");
+    }
+
+    #[test]
+    fn a_stream_is_heated_ahead_and_a_trim_of_everything_is_one_run() {
+        let mut heat = cold();
+        for number in 0..3 {
+            if heat.claim(region(number)).is_err() {
+                change(&mut heat, 0, &RegionSet::new(SIZE));
+            }
+            heat.touch(region(number));
+        }
+        assert!(heat.hot().contains(8), "the next regions are hot before they are needed");
+        heat.want(Span::new(0, SIZE));
+        assert_eq!(heat.change(LogIndex(0), None).heat.len(), 1);
+    }
+
+    #[test]
+    fn a_heartbeat_that_the_marks_catch_up_with_is_raised_again() {
+        let mut heat = cold();
+        assert_eq!(heat.foretell(), Some(1));
+        assert_eq!(heat.foretell(), None);
+        heat.change(LogIndex(0), None);
+        assert_eq!(heat.foretell(), Some(2), "the change under way may make the marks say 1");
+        heat.changed();
+        assert_eq!((heat.heartbeat(), heat.foretold()), (1, Some(2)));
+        heat.prove(NOTHING);
+    }
 }
