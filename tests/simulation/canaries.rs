@@ -6,12 +6,13 @@ use super::{ground, world};
 use crate::failpoint::{self, Safeguard};
 
 /// The most that finding out may take.
-const TIME_MAX: Duration = Duration::from_secs(80);
+const TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Which safeguard, and the seeds of the worlds that are asked: they begin where one was found that notices.
+/// Which safeguard, and the seeds of the worlds that are asked: they begin where one was found that notices. What is
+/// missing here (the other rules of cooling) is shown by the tests of `volume::heat`.
 const CANARIES: &[(Safeguard, std::ops::Range<u64>)] = &[
     (Safeguard::RangeLock, 2..100),
-    (Safeguard::GapFreePrefix, 0..3000),
+    (Safeguard::GapFreePrefix, 526..600),
     (Safeguard::Barrier, 5..100),
     (Safeguard::Fence, 0..100),
     (Safeguard::ScanBelowLog, 0..100),
@@ -23,11 +24,7 @@ const CANARIES: &[(Safeguard, std::ops::Range<u64>)] = &[
     (Safeguard::FlushForwarded, 0..100),
     (Safeguard::OverflowEndsLogging, 0..100),
     (Safeguard::HotBeforeWrite, 130..230),
-    (Safeguard::CoolAfterFlush, 0..3000),
-    (Safeguard::CoolAfterSync, 0..3000),
-    (Safeguard::CoolAfterReadBack, 0..3000),
-    (Safeguard::CoolAfterPublish, 0..3000),
-    (Safeguard::DivergedWhenCooled, 0..3000),
+    (Safeguard::CoolAfterFlush, 1440..1500),
 ];
 
 #[test]
