@@ -173,6 +173,10 @@ impl Gateway {
                 boot::StartError::Log(source) => StartError::Log { path: state.log(), source },
                 boot::StartError::Marks(source) => StartError::Marks { volume: name.clone(), source },
             })?;
+            if start.unclean {
+                // A flush may have failed, and nobody was left to say so: what is read is to be what the medium holds.
+                let _ = store.forget_cached().await;
+            }
             let settings = volume::Settings {
                 sync_log: config.log.sync == config::SyncMode::Flush,
                 quarantine: matches!(written.store, config::Store::Nbd { .. }).then_some(QUARANTINE),

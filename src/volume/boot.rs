@@ -30,6 +30,8 @@ pub struct Found {
     name: String,
     volume: VolumeId,
     size: u64,
+    /// A gateway was here before.
+    known: bool,
     file: MarksFile,
     hot: RegionSet,
     diverged: RegionSet,
@@ -54,6 +56,8 @@ pub struct Start {
     pub facts: Facts,
     pub replay: Replay,
     pub log: VolumeLog,
+    /// A gateway was here before, and did not stop cleanly: what it asked of the store may still be under way.
+    pub unclean: bool,
 }
 
 impl Found {
@@ -62,7 +66,8 @@ impl Found {
         let (file, contents) = match MarksFile::open(io, volume, size) {
             Ok(opened) => opened,
             Err(Refused { why, io }) => {
-                if matches!(why, Unusable::Absent) {
+                let known = !matches!(why, Unusable::Absent);
+                if !known {
                     info!(volume = name, "no marks yet: everything is compared with the remote copy");
                 } else {
                     warn!(volume = name, %why, "the marks cannot be used; everything is compared with the remote copy");
@@ -70,14 +75,14 @@ impl Found {
                 let facts = Facts::default();
                 let file = MarksFile::begin(io, volume, size, facts)?;
                 let (hot, diverged) = (all(size), RegionSet::new(size));
-                return Ok(Self { name: name.to_owned(), volume, size, file, hot, diverged, facts });
+                return Ok(Self { name: name.to_owned(), volume, size, known, file, hot, diverged, facts });
             }
         };
         if contents.damaged > 0 {
             warn!(volume = name, regions = contents.damaged, "marks are damaged; what they spoke of is read again");
         }
         let (hot, diverged, facts) = (contents.hot, contents.diverged, contents.facts);
-        Ok(Self { name: name.to_owned(), volume, size, file, hot, diverged, facts })
+        Ok(Self { name: name.to_owned(), volume, size, known: true, file, hot, diverged, facts })
     }
 
     pub fn name(&self) -> &str {
@@ -166,8 +171,8 @@ impl Found {
             );
         }
         let log = pool.volume(self.volume, start)?;
-        let Self { file: marks, hot, diverged, facts, .. } = self;
-        Ok(Start { marks, hot, diverged, facts, replay, log })
+        let Self { known, file: marks, hot, diverged, facts, .. } = self;
+        Ok(Start { marks, hot, diverged, facts, replay, log, unclean: known && !clean })
     }
 
     fn promote(&mut self) -> io::Result<()> {

@@ -152,7 +152,7 @@ impl Volume {
     /// In a tokio runtime. The marks are kept as long as there are clones.
     pub fn new(name: &str, store: Arc<dyn Disk>, sequences: Arc<Sequences>, settings: Settings, start: Start) -> Self {
         let geometry = store.geometry();
-        let Start { marks, hot, diverged, facts, replay, log } = start;
+        let Start { marks, hot, diverged, facts, replay, log, unclean } = start;
         let through = LogIndex(replay.before.0 + replay.descriptors.len() as u64);
         let heat = Heat::new(hot, diverged, through, facts, settings.hot_max);
         let admission = Admission::new(geometry.size, store.incarnation(), sequences.newest(), heat, replay);
@@ -175,7 +175,7 @@ impl Volume {
             reread: AtomicU64::new(0),
             suspect_until: Mutex::default(),
         });
-        if !core.admission.lock().heat().hot().is_empty() {
+        if unclean {
             core.suspect();
         }
         let marker = tokio::spawn(marking::run(Arc::downgrade(&core), settings.pace, core.marks_wanted.clone(), marks));

@@ -111,7 +111,7 @@ fn a_gateway_with_another_state_waits_for_the_first_or_fences_it_and_clients_of_
     write(&second, &other);
     write(&first, &scene);
     first.settle();
-    second.stop_at_once();
+    second.stop_unfinished();
     assert_same_image(&other.restored("latest").0, &fs::read(scene.store()).unwrap());
 
     let mut second = other.serve_with(&["--adopt", "--take-over"]);
