@@ -196,12 +196,12 @@ async fn no_client_waits_for_a_remote_that_a_comparison_waits_for() {
     let world = World::new(SIZE);
     let gateway = copied(&world).await;
     world.bucket.every(Call::Get, "", crate::remote::faulty::Fault::BlackHole);
+    let reads = world.store.calls(Kind::Read);
     let (comparer, told) = (gateway.comparer(), watch::Sender::new(Progress::default()));
     let comparing = {
         let comparer = comparer.clone();
         tokio::spawn(async move { comparer.compare(true, &told).await })
     };
-    let reads = world.store.calls(Kind::Read);
     while world.store.calls(Kind::Read) == reads {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
