@@ -50,7 +50,8 @@ fn a_crash_costs_what_was_hot_and_not_the_volume() {
     crate::harness::program("qemu-io", &write).ok();
     let before = gateway.status();
     let hot = before.0["hot"].as_u64().unwrap();
-    assert!((8 * MIB..=16 * MIB).contains(&hot), "two regions were written: {before:?}");
+    // The first of them may look like the next step of a stream, which is made hot eight regions ahead.
+    assert!((8 * MIB..=40 * MIB).contains(&hot), "two regions were written: {before:?}");
     gateway.kill();
     let mut gateway = scene.serve();
     let after = gateway.settle();
