@@ -14,6 +14,7 @@ use crate::chain::differs::{Policy, differs};
 use crate::chain::resolve::{Content, Fragment, ResolveError, Resolver};
 use crate::format::Keys;
 use crate::restore::compare::confirmed;
+use crate::task;
 use crate::units::{BLOCK, Block, Mask, SECTOR, Span};
 use crate::volume::scan::Part;
 use crate::volume::watch::{Seen, sectors_of};
@@ -70,7 +71,7 @@ pub async fn compare(copy: &Resolver, report: &Report, seen: Seen, size: u64) ->
     }
     let held = answered(report, || copy.resolve(first, count)).await?;
     let keys = copy.keys().clone();
-    let looked = tokio::task::spawn_blocking(move || suspects(&keys, &seen, size, &held)).await;
+    let looked = task::blocking(move || suspects(&keys, &seen, size, &held)).await;
     let (mut tally, suspects) = looked.expect("comparing does not panic");
     for Suspect { block, mask, local, fragments } in suspects {
         let confirmed = answered(report, || confirmed(copy, &local, &fragments, mask)).await;

@@ -268,6 +268,7 @@ impl Publisher {
         self.set_base(self.volume.published().index);
         if let Some(base) = self.report.base() {
             tokio::select! {
+                biased;
                 () = sample::compare(&self.volume, &self.report, base, self.scan_rate) => {}
                 _ = stop.wait_for(|&stop| stop) => {}
             }

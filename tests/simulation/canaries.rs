@@ -12,7 +12,7 @@ const TIME_MAX: Duration = Duration::from_secs(5);
 /// missing here (the other rules of cooling) is shown by the tests of `volume::heat`.
 const CANARIES: &[(Safeguard, std::ops::Range<u64>)] = &[
     (Safeguard::RangeLock, 2..100),
-    (Safeguard::GapFreePrefix, 526..600),
+    (Safeguard::GapFreePrefix, 1616..1700),
     (Safeguard::Barrier, 5..100),
     (Safeguard::Fence, 0..100),
     (Safeguard::ScanBelowLog, 0..100),
