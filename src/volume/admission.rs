@@ -610,6 +610,13 @@ impl Admission {
         self.state = State::Resyncing;
     }
 
+    /// Drained likewise, but the log has failed: it is emptied, and tried again. Whatever of it was not published is hot
+    /// still: to cool, it had to be synced and in a cut.
+    pub fn revive_log(&mut self, log: &VolumeLog) {
+        self.forget();
+        log.revive(self.newest.next());
+    }
+
     /// In Resyncing: the next run of marked bytes from the front on; none at the end of the scan.
     pub fn scan_ahead(&self) -> Option<Span> {
         let region = self.marked.next_from(self.front / REGION)?;

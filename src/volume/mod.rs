@@ -338,16 +338,20 @@ impl Volume {
         self.0.urgent.notify_one();
     }
 
-    /// After an overflow, when all that was logged is published: begins to scan what was not. True if it did.
+    /// After an overflow, when all that was logged is published: begins to scan what was not. True if it did. A log that
+    /// has failed is tried again first.
     pub fn resync_if_drained(&self) -> bool {
         let mut admission = self.0.admission.lock();
-        // A log that has failed stays so: what was logged is published, and nothing more can be.
-        let ready = self.0.log.failure().is_none() && self.0.forgetting.load(Ordering::Relaxed) == 0;
-        let drained = ready && admission.is_drained(&self.0.log);
-        if drained {
-            admission.begin_resync(&self.0.log);
+        if self.0.forgetting.load(Ordering::Relaxed) > 0 || !admission.is_drained(&self.0.log) {
+            return false;
         }
-        drained
+        let sound = self.0.log.failure().is_none();
+        if sound {
+            admission.begin_resync(&self.0.log);
+        } else {
+            admission.revive_log(&self.0.log);
+        }
+        sound
     }
 
     /// Returns when something should be published before the next tick.
@@ -630,7 +634,7 @@ impl Core {
             let was = admission.state();
             admission.stop_logging(Span::new(0, 0));
             if admission.state() != was {
-                error!(volume = self.name, %failure, "the log has failed; shadowing goes on after a restart with a sound log");
+                error!(volume = self.name, %failure, "the log has failed; shadowing goes on when its disk is found sound");
                 self.urgent.notify_one();
             }
         }

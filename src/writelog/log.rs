@@ -9,13 +9,14 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, OnceLock, PoisonError, WaitTimeoutResult};
+use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, PoisonError, WaitTimeoutResult};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::error;
+use tracing::{error, info};
 
 use super::pool::{Inner, Start};
 use super::reader::{self, ReadError};
@@ -32,6 +33,8 @@ const BATCH_RECORDS: usize = SLICES_MAX / 2 - 1;
 const BATCH_BYTES: u64 = 4 * MIB;
 /// A writer that collects small records is woken early when this much waits.
 pub(super) const WAKE_BYTES: u64 = MIB;
+/// Between two attempts to go on with a log that has failed.
+const REVIVE_EVERY: Duration = Duration::from_secs(5);
 /// What a queued record costs besides its payload; so a flood of records without payload is bounded too.
 const RECORD_COST: u64 = (size_of::<Record>() + RECORD_HEADER) as u64;
 
@@ -55,7 +58,7 @@ pub(super) struct Shared {
     /// Something for the writer to do; or, for those who wait in [`VolumeLog::close`], that it ended.
     pub changed: Signal,
     pub progress: watch::Sender<Progress>,
-    pub failure: OnceLock<LogFailure>,
+    pub failure: RwLock<Option<LogFailure>>,
     /// Since when the writer is in a call to the disk.
     pub busy: Busy,
 }
@@ -75,8 +78,13 @@ pub(super) struct Queue {
     pub waiting: u64,
     /// What the writer is writing.
     pub writing: Option<Arc<Batch>>,
-    /// Dropped while the writer wrote there; given back when it is through.
+    /// Dropped while the writer wrote there; given back when it is through, or, after a failure, when they are found
+    /// sound.
     pub retiring: Vec<u32>,
+    /// The writer is to find that out.
+    pub revive: bool,
+    /// Not to be asked again before.
+    revive_at: Option<Instant>,
     /// Records up to here are covered.
     freed: LogIndex,
     /// Somebody waits until this record is synced.
@@ -154,6 +162,8 @@ impl VolumeLog {
             waiting: 0,
             writing: None,
             retiring: Vec::new(),
+            revive: false,
+            revive_at: None,
             freed: before(dropped),
             sync_through: LogIndex(0),
             wake_at: AWAKE,
@@ -167,7 +177,7 @@ impl VolumeLog {
             queue: Mutex::new(queue),
             changed: Signal::default(),
             progress: watch::Sender::new(progress),
-            failure: OnceLock::new(),
+            failure: RwLock::default(),
             busy: Busy::new(),
         });
         writer::spawn(shared.clone(), slots).map_err(OpenError::Thread)?;
@@ -285,8 +295,8 @@ impl VolumeLog {
         queue.waiting + queue.writing.as_ref().map_or(0, |batch| batch.weight)
     }
 
-    /// Why the log is lost from [`Self::synced`] on; it stays lost as long as the process lives. What is still queued
-    /// can be read until [`Self::reset`].
+    /// Why the log is lost from [`Self::synced`] on, until [`Self::revive`] has found its disk sound. What is still
+    /// queued can be read until [`Self::reset`].
     pub fn failure(&self) -> Option<LogFailure> {
         self.0.0.failure()
     }
@@ -324,6 +334,25 @@ impl VolumeLog {
         drop((dropped, given_up));
     }
 
+    /// After a failure of the disk, with nothing in the log that is still needed: resets it, and has the writer find out
+    /// whether all its segments can be emptied and synced. If so there is no [`Self::failure`] any more, and the next
+    /// [`Self::reset`] begins the log; if not, a later call tries again, at most every [`REVIVE_EVERY`].
+    pub fn revive(&self, next: LogIndex) {
+        let shared = &*self.0.0;
+        let now = Instant::now();
+        if !shared.failure().is_some_and(LogFailure::is_of_the_disk) {
+            return;
+        }
+        if lock(&shared.queue).revive_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.reset(next);
+        let mut queue = lock(&shared.queue);
+        (queue.revive, queue.revive_at) = (true, Some(now + REVIVE_EVERY));
+        drop(queue);
+        shared.changed.notify_all();
+    }
+
     /// Reads a record's payload back, `length` bytes as they were appended, and checks header and payload. Serves from
     /// memory what is not written yet. Blocks.
     pub fn read(&self, position: Position, index: LogIndex) -> Result<Bytes, ReadError> {
@@ -346,7 +375,7 @@ impl VolumeLog {
         let queue = lock(&shared.queue);
         let waited = shared.changed.wait_timeout_while(queue, bound, |queue| !queue.stopped);
         let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        queue.stopped && shared.failure.get().is_none()
+        queue.stopped && shared.known_failure().is_none()
     }
 }
 
@@ -360,6 +389,12 @@ impl Queue {
     fn segment_of(&self, position: Position, index: LogIndex) -> Option<Segment> {
         let at = self.live.partition_point(|segment| segment.header.first <= index).checked_sub(1)?;
         self.live.get(at).copied().filter(|segment| segment.slot == position.slot() && index <= segment.last)
+    }
+
+    /// The next [`VolumeLog::revive`] is not too soon.
+    #[cfg(test)]
+    pub fn revive_again(&mut self) {
+        self.revive_at = None;
     }
 
     /// Whether all that somebody waits for was written and only the sync is missing.
@@ -436,7 +471,7 @@ impl Shared {
     pub fn release(&self, queue: &mut Queue) {
         let through = queue.freed.min(self.progress.borrow().appended);
         while queue.live.len() > 1
-            && self.failure.get().is_none()
+            && self.known_failure().is_none()
             && let Some(oldest) = queue.live.front().copied()
             && oldest.last < through
         {
@@ -446,19 +481,39 @@ impl Shared {
     }
 
     fn failure(&self) -> Option<LogFailure> {
-        if self.failure.get().is_none() && self.busy.lasts(self.pool.limits.hang) {
+        if self.known_failure().is_none() && self.busy.lasts(self.pool.limits.hang) {
             self.fail(LogFailure::Hung(self.pool.limits.hang));
         }
-        self.failure.get().copied()
+        self.known_failure()
+    }
+
+    /// Without looking whether the disk hangs.
+    pub fn known_failure(&self) -> Option<LogFailure> {
+        *self.failure.read()
     }
 
     /// From now on nothing is taken, and nothing more is written.
     pub fn fail(&self, failure: LogFailure) -> Full {
-        if self.failure.set(failure).is_ok() {
+        let mut known = self.failure.write();
+        if known.is_none() {
+            *known = Some(failure);
+            drop(known);
             error!(volume = %self.volume, %failure, "the log is lost; the volume is no longer covered by it");
             self.progress.send_modify(|progress| progress.failed = true);
         }
         Full::Failed
+    }
+
+    /// The disk is sound again, and nothing of the log before stands on it. To be called by the writer: no call to the
+    /// disk is under way.
+    pub fn revived(&self) {
+        let mut queue = lock(&self.queue);
+        for slot in std::mem::take(&mut queue.retiring) {
+            self.pool.give_back(self.volume, slot);
+        }
+        *self.failure.write() = None;
+        self.progress.send_modify(|progress| progress.failed = false);
+        info!(volume = %self.volume, "the log's disk is sound again");
     }
 
     fn close(&self) {

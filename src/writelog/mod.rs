@@ -54,6 +54,8 @@ pub use self::recovery::{Ended, Recovered};
 pub use self::segments::copying_filesystem;
 #[cfg(test)]
 pub(crate) use self::segments::{SegmentIo, Segments};
+#[cfg(test)]
+pub(crate) use self::superblock::{Keeper, State, Superblock};
 use crate::disk::Errno;
 use crate::format::log::LogOp;
 use crate::units::{LogIndex, MIB, REQUEST_MAX, Sequence, human_bytes};
@@ -140,8 +142,9 @@ pub enum Full {
     Failed,
 }
 
-/// Why a volume's log is lost from some record on. It is never tried again: after a failed fsync the kernel holds
-/// pages for clean that are not on the disk, and would say so the second time.
+/// Why a volume's log is lost from some record on. What failed is never tried again: after a failed fsync the kernel
+/// holds pages for clean that are not on the disk, and would say so the second time. A log goes on only when nothing
+/// of it is needed any more, and begins anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogFailure {
     #[error("open log segment {slot}: {error}")]
@@ -150,6 +153,8 @@ pub enum LogFailure {
     Write { slot: u32, error: Errno },
     #[error("sync log segment {slot}: {error}")]
     Sync { slot: u32, error: Errno },
+    #[error("write the log's superblock: {error}")]
+    Superblock { error: Errno },
     #[error("the log's disk did not answer for {} s", .0.as_secs())]
     Hung(Duration),
     #[error("the log's writer ended by a bug")]
@@ -158,6 +163,13 @@ pub enum LogFailure {
     OutOfOrder { expected: LogIndex, found: LogIndex },
     #[error("record {index} has {payload} bytes of payload for a range of {length}")]
     WrongPayload { index: LogIndex, length: u64, payload: usize },
+}
+
+impl LogFailure {
+    /// Another attempt may find the disk sound; a bug stays.
+    fn is_of_the_disk(self) -> bool {
+        !matches!(self, Self::Died | Self::OutOfOrder { .. } | Self::WrongPayload { .. })
+    }
 }
 
 /// Why [`VolumeLog::sync`] cannot promise anything.

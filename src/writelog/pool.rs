@@ -6,6 +6,7 @@
 //! Crash: nothing but the superblock's epoch is kept; whose a segment is stands in its own header.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 
 use super::recovery::{self, Found, Recovered};
 use super::segments::{self, Folder, Segments};
-use super::superblock::{Content, State, Superblock, SuperblockFile};
+use super::superblock::{Content, Keeper, State, Superblock, SuperblockFile};
 use super::{COMMIT_EVERY, HANG_MAX, IN_FLIGHT_MAX, OpenError, Position, SEGMENT, SEGMENTS_MIN, VolumeLog, lock};
 use crate::disk::Errno;
 use crate::format::VolumeId;
@@ -77,9 +78,17 @@ pub(super) struct Inner {
     /// Payload that is queued in memory, of all volumes; bytes.
     pub in_flight: AtomicU64,
     slots: Mutex<Slots>,
-    superblock: Option<Mutex<(SuperblockFile, Superblock)>>,
-    /// Volumes whose marks may say less than the truth.
-    doubted: Mutex<HashSet<VolumeId>>,
+    superblock: Option<Mutex<(Box<dyn Keeper>, Superblock)>>,
+    troubles: Mutex<Troubles>,
+}
+
+/// What the next start is to know of the volumes.
+#[derive(Default)]
+struct Troubles {
+    /// Those whose log has failed.
+    failed: HashSet<VolumeId>,
+    /// Those whose marks may say less than the truth.
+    doubted: HashSet<VolumeId>,
 }
 
 /// The bounds of [`super`], which tests make small.
@@ -173,7 +182,7 @@ impl Pool {
         info!(path = %dir.display(), slots, created, epoch = opened.epoch, "log opened");
         let segments = Box::new(Folder::new(dir));
         let inner = Inner::new(opened, segments, SEGMENT, slots, settings.volumes, LIMITS);
-        Ok((Self(Arc::new(Inner { superblock: Some(Mutex::new((file, superblock))), ..inner })), opened))
+        Ok((Self(Arc::new(inner.kept_by(Box::new(file), superblock))), opened))
     }
 
     /// Reads a volume's log as it was left by earlier epochs, and passes every accepted record to `each`, in order.
@@ -283,8 +292,12 @@ impl Inner {
             in_flight: AtomicU64::new(0),
             slots: Mutex::new(slots),
             superblock: None,
-            doubted: Mutex::default(),
+            troubles: Mutex::default(),
         }
+    }
+
+    fn kept_by(self, keeper: Box<dyn Keeper>, superblock: Superblock) -> Self {
+        Self { superblock: Some(Mutex::new((keeper, superblock))), ..self }
     }
 
     /// Makes `volume` the owner of the segments `kept`, and frees what else it left in the pool.
@@ -331,32 +344,47 @@ impl Inner {
 
     /// Remembers, if the disk still can, that marks may say less than the truth.
     pub fn doubt_marks(&self, volume: VolumeId, doubt: bool) {
-        let mut doubted = lock(&self.doubted);
-        if !(if doubt { doubted.insert(volume) } else { doubted.remove(&volume) }) {
+        let mut troubles = lock(&self.troubles);
+        if !(if doubt { troubles.doubted.insert(volume) } else { troubles.doubted.remove(&volume) }) {
             return;
         }
-        let Some(superblock) = &self.superblock else { return };
-        let (file, superblock) = &mut *lock(superblock);
-        let state = if doubted.is_empty() { State::Ready } else { State::Doubted };
-        if superblock.state == State::Failed || superblock.state == state {
-            return;
-        }
-        superblock.state = state;
-        superblock.counter += 1;
-        if let Err(error) = file.write(superblock) {
+        if let Err(error) = self.note(&troubles) {
             warn!(error = %Errno::from(error), "doubts about the marks could not be recorded");
         }
     }
 
     /// Remembers, if the disk still can, that what is in the log cannot be trusted to be on the disk.
-    pub fn mark_failed(&self) {
-        let Some(superblock) = &self.superblock else { return };
-        let (file, superblock) = &mut *lock(superblock);
-        superblock.state = State::Failed;
-        superblock.counter += 1;
-        if let Err(error) = file.write(superblock) {
+    pub fn mark_failed(&self, volume: VolumeId) {
+        let mut troubles = lock(&self.troubles);
+        troubles.failed.insert(volume);
+        if let Err(error) = self.note(&troubles) {
             warn!(error = %Errno::from(error), "the log's failure could not be recorded");
         }
+    }
+
+    /// Nothing is in the log any more that is not on the disk because the volume's had failed.
+    pub fn mark_sound(&self, volume: VolumeId) -> io::Result<()> {
+        let mut troubles = lock(&self.troubles);
+        troubles.failed.remove(&volume);
+        self.note(&troubles)
+    }
+
+    /// Has the superblock say what `troubles` there are, if it does not yet.
+    fn note(&self, troubles: &Troubles) -> io::Result<()> {
+        let Some(superblock) = &self.superblock else { return Ok(()) };
+        let (keeper, superblock) = &mut *lock(superblock);
+        let state = match troubles {
+            Troubles { failed, .. } if !failed.is_empty() => State::Failed,
+            Troubles { doubted, .. } if !doubted.is_empty() => State::Doubted,
+            _ => State::Ready,
+        };
+        if superblock.state == state {
+            return Ok(());
+        }
+        let next = Superblock { state, counter: superblock.counter + 1, ..*superblock };
+        keeper.write(&next)?;
+        *superblock = next;
+        Ok(())
     }
 }
 
@@ -367,12 +395,16 @@ impl Pool {
     pub(crate) fn simulated(
         opened: Opened,
         segments: Box<dyn Segments>,
+        keeper: Box<dyn Keeper>,
         segment_size: u64,
         slots: u32,
         (in_flight, commit_every): (u64, Duration),
     ) -> Self {
         let limits = Limits { in_flight, commit_every, ..LIMITS };
-        Self(Arc::new(Inner::new(opened, segments, segment_size, slots, 1, limits)))
+        let Opened { log, epoch, .. } = opened;
+        let superblock = Superblock { state: State::Ready, log: log.0, counter: 1, epoch, segments: slots.into() };
+        let inner = Inner::new(opened, segments, segment_size, slots, 1, limits);
+        Self(Arc::new(inner.kept_by(keeper, superblock)))
     }
 }
 
@@ -417,20 +449,34 @@ mod tests {
         let (pool, second) = Pool::open(&path, settings(2)).unwrap();
         assert_eq!(second, Opened { created: false, epoch: 2, ..first });
 
-        pool.0.mark_failed();
+        pool.0.mark_failed(VolumeId([1; 16]));
         drop(pool);
         let (pool, third) = Pool::open(&path, settings(2)).unwrap();
         assert!(third.created, "a log that had failed is trusted");
         assert_ne!(third.log, first.log);
         drop(pool);
 
+        let (pool, fourth) = Pool::open(&path, settings(2)).unwrap();
+        let [one, other] = [VolumeId([1; 16]), VolumeId([2; 16])];
+        [one, other].map(|volume| pool.0.mark_failed(volume));
+        pool.0.mark_sound(one).unwrap();
+        drop(pool);
+        let (pool, fifth) = Pool::open(&path, settings(2)).unwrap();
+        assert!(fifth.created && fifth.log != fourth.log, "the other volume's log had failed");
+        pool.0.doubt_marks(other, true);
+        pool.0.mark_failed(one);
+        pool.0.mark_sound(one).unwrap();
+        drop(pool);
+        let look = Pool::look(&path, settings(2)).unwrap();
+        assert_eq!(look, Look { log: Some(fifth.log), doubted: true }, "sound again, and the doubt stays");
+
         assert!(
             matches!(Pool::open(&path, settings(3)), Err(OpenError::SizeChanged { found, .. }) if found == 2 * SEGMENT)
         );
         std::fs::remove_file(path.join("segment-000001")).unwrap();
         assert!(matches!(Pool::open(&path, settings(2)), Err(OpenError::Damaged { .. })));
-        let (_, fourth) = Pool::open(&path, Settings { discard: true, ..settings(2) }).unwrap();
-        assert!(fourth.created);
+        let (_, last) = Pool::open(&path, Settings { discard: true, ..settings(2) }).unwrap();
+        assert!(last.created);
     }
 
     #[test]

@@ -33,7 +33,7 @@ const SLOT: u64 = 4096;
 const LENGTH: usize = 60;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     /// Segments are being written; nothing is in them.
     Creating,
     Ready,
@@ -44,7 +44,7 @@ pub(super) enum State {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Superblock {
+pub(crate) struct Superblock {
     pub state: State,
     pub log: [u8; 16],
     pub counter: u64,
@@ -89,6 +89,12 @@ impl Superblock {
         let log = std::array::from_fn(|i| bytes[16 + i]);
         Some(Self { state, log, counter: u64_at(32), epoch: u64_at(40), segments: u64_at(48) })
     }
+}
+
+/// Where the superblock is kept.
+pub(crate) trait Keeper: Send {
+    /// Makes it durable; the one before stays if that fails.
+    fn write(&self, superblock: &Superblock) -> io::Result<()>;
 }
 
 /// What the file says.
@@ -140,9 +146,11 @@ impl SuperblockFile {
         }
         Ok(newest.map_or(Content::Damaged, Content::Valid))
     }
+}
 
-    /// Makes `superblock` durable in the slot that does not hold the newest one.
-    pub(super) fn write(&self, superblock: &Superblock) -> io::Result<()> {
+impl Keeper for SuperblockFile {
+    /// In the slot that does not hold the newest one.
+    fn write(&self, superblock: &Superblock) -> io::Result<()> {
         self.file.write_all_at(&superblock.encode(), superblock.counter % 2 * SLOT)?;
         self.file.sync_all()
     }

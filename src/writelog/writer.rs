@@ -59,6 +59,8 @@ struct Writer {
 enum Job {
     Write(Arc<Batch>),
     Sync,
+    /// Find out whether a disk that failed is sound.
+    Revive,
     Stop,
 }
 
@@ -77,6 +79,7 @@ impl Writer {
             let done = match self.next() {
                 Job::Write(batch) => self.write(&batch).map(|()| self.written(batch)),
                 Job::Sync => self.sync(),
+                Job::Revive => self.revive(),
                 Job::Stop => break,
             };
             if let Err(failure) = done {
@@ -106,11 +109,14 @@ impl Writer {
     /// Decides what to do at `now`. Whoever sleeps sets [`Queue::wake_at`] back when it wakes.
     fn decide(&self, queue: &mut Queue, now: Instant) -> Decision {
         let shared = &*self.shared;
-        let failed = shared.failure.get().is_some();
+        let failed = shared.known_failure().is_some();
         let progress = *shared.progress.borrow();
         let commit_at = self.dirty_since.map(|since| since + shared.pool.limits.commit_every);
         if queue.closed && (failed || queue.batches.is_empty() && self.dirty.is_empty()) {
             return Decision::Do(Job::Stop);
+        }
+        if failed && mem::take(&mut queue.revive) {
+            return Decision::Do(Job::Revive);
         }
         let idle = queue.batches.is_empty();
         let mut wake_at = AWAKE;
@@ -186,7 +192,7 @@ impl Writer {
     fn written(&mut self, batch: Arc<Batch>) {
         let shared = &*self.shared;
         let mut queue = lock(&shared.queue);
-        if shared.failure.get().is_some() {
+        if shared.known_failure().is_some() {
             return; // Given up as hung; what is in memory stays readable.
         }
         if queue.writing.take().is_some() {
@@ -233,7 +239,7 @@ impl Writer {
 
     fn synced(&self, era: u32, through: LogIndex) {
         let _queue = lock(&self.shared.queue); // A reset comes before or after, not in between.
-        if self.shared.failure.get().is_none() {
+        if self.shared.known_failure().is_none() {
             self.shared.progress.send_if_modified(|progress| {
                 let moved = progress.era == era && progress.synced < through;
                 if moved {
@@ -260,10 +266,31 @@ impl Writer {
         opened.map_err(|error| LogFailure::Open { slot, error: Errno::from(error) })
     }
 
+    /// Empties every segment that the log held when it failed: whatever the kernel holds for written there, nothing of
+    /// it is found again. What follows is written and synced anew from the first byte on.
+    fn revive(&mut self) -> Result<(), LogFailure> {
+        (self.current, self.dirty_since, self.gather_until) = (None, None, None);
+        self.dirty.clear();
+        let slots = lock(&self.shared.queue).retiring.clone();
+        let blank = vec![0; recovery::FIRST_RECORD as usize];
+        for slot in slots {
+            let segment = self.open(slot)?;
+            let busy = &self.shared.busy;
+            let written = busy.during(|| segment.write_at(&mut [IoSlice::new(&blank)], 0));
+            written.map_err(|error| LogFailure::Write { slot, error: error.into() })?;
+            let synced = busy.during(|| segment.sync());
+            synced.map_err(|error| LogFailure::Sync { slot, error: error.into() })?;
+        }
+        let kept = self.shared.busy.during(|| self.shared.pool.mark_sound(self.shared.volume));
+        kept.map_err(|error| LogFailure::Superblock { error: error.into() })?;
+        self.shared.revived();
+        Ok(())
+    }
+
     fn fail(&mut self, failure: LogFailure) {
         self.shared.fail(failure);
         self.dirty.clear();
-        self.shared.pool.mark_failed();
+        self.shared.pool.mark_failed(self.shared.volume);
     }
 }
 
@@ -281,6 +308,10 @@ impl Writer {
                 Job::Sync => {
                     self.call().await;
                     self.sync()
+                }
+                Job::Revive => {
+                    self.call().await;
+                    self.revive()
                 }
                 Job::Stop => break,
             };

@@ -131,7 +131,8 @@ impl Devices {
     /// Opens the log and looks at what the last epoch left in it: a gap-free part, with all that was synced.
     fn open_log(&self, kept: &Kept, opened: Opened) -> Pool {
         let limits = (self.settings.in_flight, self.settings.commit_every);
-        let pool = Pool::simulated(opened, Box::new(self.log.clone()), self.log.segment_size, self.log.slots, limits);
+        let (segments, keeper) = (Box::new(self.log.clone()), Box::new(self.log.clone()));
+        let pool = Pool::simulated(opened, segments, keeper, self.log.segment_size, self.log.slots, limits);
         let mut indices = Vec::new();
         let recovered = pool.recover(VOLUME, |_, header| indices.push(header.index));
         note!(self.ground, "log: recovered {}..{} {:?}", recovered.first, recovered.next, recovered.ended);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::ground::{Ground, below, lock, note, once_in};
 use crate::format::log::LogId;
 use crate::units::SECTOR;
-use crate::writelog::{Opened, SegmentIo, Segments};
+use crate::writelog::{self, Keeper, Opened, SegmentIo, Segments, Superblock};
 
 /// Clones are the same disk.
 #[derive(Clone)]
@@ -28,7 +28,7 @@ struct State {
     epoch: u64,
     fail_writes: bool,
     fail_syncs: bool,
-    /// An error was reported: what is on the disk cannot be trusted, and the superblock says so.
+    /// The superblock says so: what is on the disk cannot be trusted.
     failed: bool,
     hangs_until: u64,
 }
@@ -90,13 +90,24 @@ impl LogDevice {
         for (slot, sector) in std::mem::take(&mut state.dirty) {
             let at = (sector * SECTOR) as usize;
             let range = at..(at + SECTOR as usize).min(self.segment_size as usize);
-            let (durable, cached) = (&mut state.durable[slot as usize], &mut state.cached[slot as usize]);
             if once_in(keep_one_in) {
-                durable[range.clone()].copy_from_slice(&cached[range]);
-            } else {
-                cached[range.clone()].copy_from_slice(&durable[range]);
+                state.durable[slot as usize][range.clone()].copy_from_slice(&state.cached[slot as usize][range]);
             }
         }
+        // What a failed sync left in the cache alone is gone too.
+        state.cached.clone_from(&state.durable);
+    }
+}
+
+impl Keeper for LogDevice {
+    fn write(&self, superblock: &Superblock) -> io::Result<()> {
+        let state = &mut *lock(&self.state);
+        if state.fail_writes || state.fail_syncs {
+            return Err(failed());
+        }
+        note!(self.ground, "log: superblock {:?}", superblock.state);
+        state.failed = superblock.state == writelog::State::Failed;
+        Ok(())
     }
 }
 
@@ -128,7 +139,6 @@ impl SegmentIo for Segment {
         let state = &mut *lock(&self.device.state);
         if state.fail_writes {
             bytes.truncate(below(bytes.len() as u64) as usize);
-            state.failed = true;
         }
         let at = offset as usize;
         state.cached[self.slot as usize][at..at + bytes.len()].copy_from_slice(&bytes);
@@ -148,7 +158,6 @@ impl SegmentIo for Segment {
         let state = &mut *lock(&self.device.state);
         note!(self.device.ground, "log: sync {}", self.slot);
         let fails = state.fail_syncs;
-        state.failed |= fails;
         let sectors: Vec<_> = state.dirty.range((self.slot, 0)..(self.slot + 1, 0)).copied().collect();
         for (slot, sector) in sectors {
             state.dirty.remove(&(slot, sector));

@@ -299,8 +299,6 @@ impl World {
                 let quiet = volume.is_quiet() && volume.cut() == volume.published() && volume.lag().age.is_zero();
                 match other {
                     _ if state == State::Fenced => return,
-                    // Shadowing goes on after a restart with a sound log; until then there is nothing to publish.
-                    _ if volume.log().failure().is_some() => return,
                     Other::Certain => {
                         self.clients.step(volume, self.habit).await;
                         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -324,10 +322,8 @@ impl World {
             }
             return;
         }
-        if volume.log().failure().is_none() {
-            self.oracle.check(&self.devices).await;
-            self.oracle.check_settled(&self.devices).await;
-        }
+        self.oracle.check(&self.devices).await;
+        self.oracle.check_settled(&self.devices).await;
     }
 }
 
