@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 use super::assemble::{AssembleError, Assembler};
 use super::merger::Merger;
 use super::numbers::ObjectNumbers;
-use super::sample;
+use super::sample::{self, Difference};
 use super::scanner::{Scanner, Sealed};
 use super::slices::{SliceCut, Slices};
 use super::status::{Base, NewestPoint, Report};
@@ -134,6 +134,8 @@ pub struct Publisher {
     resync_pause: Duration,
     epoch: Duration,
     scan_rate: Option<NonZeroU64>,
+    /// Whatever the store holds, the user says that it is the volume.
+    adopt: bool,
     report: Arc<Report>,
 }
 
@@ -259,6 +261,7 @@ impl Publisher {
             resync_pause: RESYNC_PAUSE_MIN,
             epoch,
             scan_rate,
+            adopt: opening.adopt,
             report,
             chain,
         })
@@ -269,7 +272,7 @@ impl Publisher {
         if let Some(base) = self.report.base() {
             tokio::select! {
                 biased;
-                () = sample::compare(&self.volume, &self.report, base, self.scan_rate) => {}
+                looked = self.look_at_store(base) => looked?,
                 _ = stop.wait_for(|&stop| stop) => {}
             }
         }
@@ -291,6 +294,21 @@ impl Publisher {
                 () = tokio::time::sleep(LOOK_EVERY) => urgent = false,
             }
         }
+    }
+
+    /// Whether the store can be what was shadowed last.
+    async fn look_at_store(&self, base: Base) -> Result<(), End> {
+        if !self.adopt
+            && let Some(Difference { different, of }) = sample::is_another(&self.volume, &self.report, &base).await
+        {
+            let percent = different * 100 / of;
+            return Err(End::Fenced(format!(
+                "{percent} % of a sample of the store differ from the newest recovery point, as if this were another disk \
+                 or a blank one; nothing is published: put the right one in place, or restart with --adopt if it is"
+            )));
+        }
+        sample::compare(&self.volume, &self.report, base, self.scan_rate).await;
+        Ok(())
     }
 
     /// The newest entry shows the volume at `cut`.

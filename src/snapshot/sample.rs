@@ -1,12 +1,16 @@
-//! Compares, when a volume is opened, what was written last with the newest entry.
+//! Compares, when a volume is opened, some of it with the newest entry.
 //!
-//! A store that was set back to an earlier state (a snapshot of a LUN, or of the machine with all its disks) looks like
+//! *What was written last.* A store that was set back to an earlier state (a snapshot of a LUN, or of the machine with all its disks) looks like
 //! one that is current to every mark and counter that was set back with it. It differs where it was written last.
 //!
 //! What is marked or was changed since is expected to differ, and is passed over ([`crate::volume::watch`]).
+//!
+//! *Blocks from everywhere*, where everything is going to be compared. A blank disk, or another one, that bears the name of
+//! the one that was shadowed must not become the newest point: it differs nearly everywhere.
+//!
 //! Crash: the next opening looks again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -17,7 +21,7 @@ use super::piece::{self, Tally, answered};
 use super::status::{Base, Report};
 use super::upload::with_causes;
 use crate::chain::resolve::{ResolveError, Resolver};
-use crate::units::{BLOCK, KIB, MIB, Span};
+use crate::units::{BLOCK, Block, KIB, MIB, Span};
 use crate::volume::Volume;
 use crate::volume::scan::Interrupted;
 
@@ -29,6 +33,13 @@ const TIME_MAX: Duration = Duration::from_secs(10);
 const WINDOWS_MAX: usize = 256;
 /// Read in units of this, since disks are.
 const UNIT: u64 = 4 * KIB;
+
+/// Blocks from everywhere that are compared, about: their part that differs is then known to a few percent.
+const BLOCKS: usize = 256;
+/// Fewer say nothing: all of a small volume may well have been changed.
+const BLOCKS_MIN: u64 = 64;
+/// Places that are asked for the next block, before those found have to do.
+const PLACES_MAX: u64 = 4096;
 
 const _: () = assert!(WINDOW.is_multiple_of(BLOCK) && BLOCK.is_multiple_of(UNIT));
 
@@ -57,6 +68,61 @@ pub async fn compare(volume: &Volume, report: &Report, base: Base, rate: Option<
             volume.distrust_base().await;
         }
     }
+}
+
+/// How much of a sample differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Bytes.
+    pub different: u64,
+    pub of: u64,
+}
+
+/// Whether a volume that is to be compared in full looks like another one than `base`: then so much of it differs. Waits
+/// for the remote.
+pub async fn is_another(volume: &Volume, report: &Report, base: &Base) -> Option<Difference> {
+    if volume.scan_left() < volume.size() {
+        return None;
+    }
+    match look_everywhere(volume, report, base).await {
+        Ok(Difference { different, of }) if of >= BLOCKS_MIN * BLOCK && different > of / 10 * 3 => {
+            Some(Difference { different, of })
+        }
+        Ok(_) => None,
+        Err(error) => {
+            let error = with_causes(&error);
+            info!(volume = volume.name(), error, "whether this is the store that was shadowed cannot be known");
+            None
+        }
+    }
+}
+
+/// Compares blocks that `base` has data for.
+async fn look_everywhere(volume: &Volume, report: &Report, base: &Base) -> Result<Difference, ResolveError> {
+    let copy = Resolver::new(base.remote.clone(), base.volume, &base.entry, None)?;
+    let size = volume.size().min(base.entry.size);
+    let mut blocks = BTreeSet::new();
+    let mut places = BLOCKS as u64;
+    while blocks.len() < BLOCKS && places <= PLACES_MAX {
+        for place in 0..places {
+            let from = Block(size.div_ceil(BLOCK) * place / places);
+            match answered(report, || copy.next_named(from)).await? {
+                Some(block) if block.0 * BLOCK < size => blocks.insert(block.0),
+                _ => break,
+            };
+        }
+        places *= 4;
+    }
+    let mut found = Difference { different: 0, of: 0 };
+    let every = blocks.len().div_ceil(BLOCKS).max(1);
+    for block in blocks.into_iter().step_by(every) {
+        let span = Span::at(block * BLOCK, BLOCK);
+        let Ok(seen) = volume.peek(Span::new(span.start, span.end.min(volume.size()))).await else { break };
+        let tally = piece::compare(&copy, report, seen, volume.size()).await?;
+        found.of += tally.data;
+        found.different += tally.different.iter().map(|span| span.len()).sum::<u64>().min(tally.data);
+    }
+    Ok(found)
 }
 
 async fn look(volume: &Volume, report: &Report, base: &Base, rate: Option<NonZeroU64>) -> Result<Tally, ResolveError> {

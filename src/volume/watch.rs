@@ -118,6 +118,13 @@ impl Volume {
         Some(Watch { core: self.0.clone(), id, span, since, distrusts: admission.distrusts() })
     }
 
+    /// Reads `span`, at most a request's length, as it is at the moment, whatever changes it.
+    pub async fn peek(&self, span: Span) -> Result<Seen, Interrupted> {
+        let blocks = span.end.div_ceil(BLOCK) - span.start / BLOCK;
+        let parts = self.0.read_pieces(span).await?;
+        Ok(Seen { span, parts, changed: vec![Mask::NONE; blocks as usize] })
+    }
+
     /// Puts what the store holds in `span`, at most a log record's payload, into the next recovery point. What cannot
     /// be read stays as it was. The bytes that were logged, and the index of the last record of them.
     pub async fn log_again(&self, span: Span) -> Result<Logged, Interrupted> {

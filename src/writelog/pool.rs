@@ -458,7 +458,8 @@ mod tests {
 
         let (pool, fourth) = Pool::open(&path, settings(2)).unwrap();
         let [one, other] = [VolumeId([1; 16]), VolumeId([2; 16])];
-        [one, other].map(|volume| pool.0.mark_failed(volume));
+        pool.0.mark_failed(one);
+        pool.0.mark_failed(other);
         pool.0.mark_sound(one).unwrap();
         drop(pool);
         let (pool, fifth) = Pool::open(&path, settings(2)).unwrap();
