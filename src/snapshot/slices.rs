@@ -1,5 +1,6 @@
 //! Names a cut every second, so that any second of an epoch can be restored.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,10 @@ use crate::volume::{Cut, Volume};
 /// How often a cut is named.
 pub const SLICE_EVERY: Duration = Duration::from_secs(1);
 
-/// A cut, and a time that is not after it: what was in the log by then is in the cut.
+/// Times that wait for a cut, at most: one that stands still holds all that follow.
+const WAITING_MAX: usize = 64;
+
+/// A cut, and a time that is not after it: whatever was answered by then is in the cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SliceCut {
     pub cut: Cut,
@@ -23,13 +27,51 @@ pub struct SliceCut {
 /// The cuts named since the last published one, oldest first.
 #[derive(Clone)]
 pub struct Slices {
-    cuts: Arc<Mutex<Vec<SliceCut>>>,
+    named: Arc<Mutex<Named>>,
     clock: Clock,
+}
+
+#[derive(Default)]
+struct Named {
+    cuts: Vec<SliceCut>,
+    times: Times,
+}
+
+/// Which time a cut may bear. A cut lacks what is in flight, and what was answered behind that; so it bears the last
+/// time that was noted together with an operation that it has.
+#[derive(Default)]
+struct Times {
+    /// When an operation was the newest, and which; oldest first.
+    waiting: VecDeque<(Timestamp, LogIndex)>,
+    reached: Option<Timestamp>,
+}
+
+impl Times {
+    /// By `time` nothing was admitted after `newest`.
+    fn note(&mut self, time: Timestamp, newest: LogIndex) {
+        if let Some(last) = self.waiting.back_mut()
+            && last.1 == newest
+        {
+            last.0 = time;
+        } else if self.waiting.len() < WAITING_MAX {
+            self.waiting.push_back((time, newest));
+        }
+    }
+
+    fn of(&mut self, cut: LogIndex) -> Option<Timestamp> {
+        while let Some(&(time, newest)) = self.waiting.front()
+            && newest <= cut
+        {
+            self.reached = Some(time);
+            self.waiting.pop_front();
+        }
+        self.reached
+    }
 }
 
 impl Slices {
     pub fn new(clock: Clock) -> Self {
-        Self { cuts: Arc::default(), clock }
+        Self { named: Arc::default(), clock }
     }
 
     /// Names a cut each [`SLICE_EVERY`], and keeps the volume's other times; runs until it is dropped.
@@ -43,20 +85,26 @@ impl Slices {
         }
     }
 
-    /// The cut of the volume as it stands. The clock is read first, so that nobody who asks for a time is given a
-    /// copy which lacks what was done before it.
+    /// The cut of the volume as it stands.
     pub fn name(&self, volume: &Volume) -> SliceCut {
-        let _in_order = self.cuts.lock();
-        let time = self.clock.now();
-        SliceCut { cut: volume.cut(), time }
+        let times = &mut self.named.lock().times;
+        // In this order: what is admitted after the clock was read was not answered before.
+        let now = self.clock.now();
+        // What changes unlogged is in no cut, so that there is no later time than that of the last that was logged.
+        if let Some(newest) = volume.newest_logged() {
+            times.note(now, newest);
+        }
+        let cut = volume.cut();
+        SliceCut { cut, time: times.of(cut.index).unwrap_or(now) }
     }
 
     fn keep(&self, named: SliceCut) {
-        let mut cuts = self.cuts.lock();
-        if cuts.last().is_some_and(|last| last.cut.index >= named.cut.index) {
-            return;
+        let cuts = &mut self.named.lock().cuts;
+        match cuts.last_mut() {
+            Some(last) if last.cut.index >= named.cut.index => return,
+            Some(last) if last.time >= named.time => last.cut = named.cut,
+            _ => cuts.push(named),
         }
-        cuts.push(named);
         if cuts.len() >= SLICES_MAX {
             // An epoch that lasts longer (the remote is away) keeps every second one: its times grow coarse, evenly.
             let mut at = 0;
@@ -71,11 +119,13 @@ impl Slices {
     /// The cuts after `published` that are not after `through`, which comes last: at most [`SLICES_MAX`]. They
     /// are forgotten.
     pub fn take(&self, published: LogIndex, through: SliceCut) -> Vec<SliceCut> {
-        let mut cuts = self.cuts.lock();
+        let cuts = &mut self.named.lock().cuts;
         let end = cuts.iter().position(|slice| slice.cut.index > through.cut.index).unwrap_or(cuts.len());
         let mut taken: Vec<SliceCut> = cuts.drain(..end).filter(|slice| slice.cut.index > published).collect();
-        if taken.last().is_none_or(|last| last.cut != through.cut) {
-            taken.push(through);
+        match taken.last_mut() {
+            Some(last) if last.cut == through.cut => {}
+            Some(last) if last.time >= through.time => last.cut = through.cut,
+            _ => taken.push(through),
         }
         taken
     }
@@ -115,6 +165,32 @@ mod tests {
         let later: Vec<_> = slices.take(LogIndex(2), named(4)).iter().map(|slice| slice.cut).collect();
         assert_eq!(later, [cut(3), cut(4)]);
     }
+
+    #[test]
+    fn a_cut_bears_the_last_time_by_which_it_has_all_that_was_answered() {
+        let mut times = Times::default();
+        assert_eq!(times.of(LogIndex(9)), None);
+        times.note(Timestamp(10), LogIndex(4));
+        times.note(Timestamp(20), LogIndex(4));
+        times.note(Timestamp(30), LogIndex(7));
+        assert_eq!(times.of(LogIndex(3)), None, "4 may have been answered by 10");
+        assert_eq!(times.of(LogIndex(6)), Some(Timestamp(20)), "7 may have been answered by 30");
+        assert_eq!(times.of(LogIndex(6)), Some(Timestamp(20)));
+        assert_eq!(times.of(LogIndex(7)), Some(Timestamp(30)));
+        (0..1000).for_each(|at| times.note(Timestamp(40 + at), LogIndex(8 + at)));
+        assert!(times.waiting.len() <= WAITING_MAX);
+        assert_eq!(times.of(LogIndex(8)), Some(Timestamp(40)));
+    }
+
+    #[test]
+    fn two_cuts_of_one_time_are_one_slice_with_the_later_cut() {
+        let slices = Slices::new(Clock::from_fn(|| Timestamp(7)));
+        let at = |index, time| SliceCut { cut: cut(index), time: Timestamp(time) };
+        slices.keep(at(1, 5));
+        slices.keep(at(2, 5));
+        assert_eq!(slices.take(LogIndex(0), at(3, 5)), [at(3, 5)]);
+    }
+
     /// Between the two a scan may be sealed and writes be answered, which the cut has not.
     #[test]
     fn a_cut_keeps_the_time_at_which_it_was_named_however_late_it_is_taken() {

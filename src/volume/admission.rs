@@ -20,7 +20,8 @@ use tokio::time::Instant;
 
 use super::boot::Replay;
 use super::descriptor::{Descriptor, Effect};
-use super::heat::{Cold, FlushToken, Heat, Standing};
+use super::flushes::{Flushes, Flushing};
+use super::heat::{Cold, Heat, Standing};
 use super::progress::{Cut, Progress};
 use super::sequences::Sequences;
 use super::watch::{WatchId, Watches};
@@ -94,6 +95,7 @@ pub struct Admission {
     descriptors: VecDeque<Descriptor>,
     progress: Progress,
     heat: Heat,
+    flushes: Flushes,
     /// The marks cannot be written: changes go on without.
     unmarked: bool,
     /// The heartbeat that the marks were found with.
@@ -153,6 +155,7 @@ impl Admission {
             blind: heat.hot().emptied(),
             found_heartbeat: heat.heartbeat(),
             heat,
+            flushes: Flushes::default(),
             unmarked: false,
             chain_seen: false,
             replay_begins: replay.begins,
@@ -671,14 +674,26 @@ impl Admission {
     }
 
     /// Before a flush is submitted to the store.
-    pub fn flushing(&mut self, log: &VolumeLog) -> Option<FlushToken> {
+    pub fn flushing(&mut self, log: &VolumeLog) -> Flushing {
         let cut = self.cut(log.appended()).index;
-        self.heat.flushing(cut)
+        self.flushes.begin(self.heat.flushing(cut))
     }
 
-    /// That flush has succeeded.
-    pub fn flushed(&mut self, token: FlushToken) {
-        self.heat.flushed(token);
+    /// Before a change is submitted that is to be durable when it is answered; it proves nothing but itself.
+    pub fn making_durable(&mut self) -> Flushing {
+        self.flushes.begin(None)
+    }
+
+    /// That has succeeded; whether it `proves` anything depends on who answered.
+    pub fn flushed(&mut self, flushing: Flushing, proves: bool) {
+        for token in self.flushes.succeeded(flushing, proves) {
+            self.heat.flushed(token);
+        }
+    }
+
+    /// That has failed, or its answer is lost.
+    pub fn not_flushed(&mut self, flushing: Flushing) {
+        self.flushes.failed(flushing);
     }
 
     /// Takes note of what is proven by now, and ends the generation of changes where `due` says that it is old
@@ -722,8 +737,14 @@ impl Admission {
     /// The volume is at rest, all of it published, and the store flushed: only what is marked stays hot.
     /// Says when that is durable.
     pub fn settle_heat(&mut self, log: &VolumeLog) -> Option<Cold> {
-        let rests = self.is_quiet(log.appended()) && self.cut(log.appended()) == self.published;
+        let rests = self.is_quiet(log.appended()) && self.is_published(log);
         rests.then(|| self.heat.settle())
+    }
+
+    /// Whether the newest entry says all that can be said: a heartbeat may have come since.
+    pub fn is_published(&mut self, log: &VolumeLog) -> bool {
+        let cut = self.cut(log.appended());
+        !self.says_something(cut.index)
     }
 
     /// Whether the marks are of the chain's time or later; if not, the next change of them says that everything is

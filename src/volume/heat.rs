@@ -40,7 +40,7 @@ pub struct Cold(pub u64);
 
 /// Names the generation that a flush of the store proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlushToken(u64);
+pub struct FlushToken(pub(super) u64);
 
 pub struct Heat {
     /// Durably hot.

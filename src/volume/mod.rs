@@ -20,6 +20,7 @@
 pub mod admission;
 pub mod boot;
 pub mod descriptor;
+pub mod flushes;
 pub mod heat;
 pub mod marking;
 pub mod progress;
@@ -53,6 +54,7 @@ pub use progress::Cut;
 pub use sequences::Sequences;
 
 use admission::{Admission, Ticket};
+use flushes::Flushing;
 use heat::{Cold, Heat};
 use ranges::{RangeGuard, RangeLock};
 
@@ -131,12 +133,12 @@ impl Drop for Core {
     }
 }
 
-/// What decides how a change's error is understood.
-#[derive(Clone, Copy)]
+/// What decides how a change's answer is understood.
 struct Mode {
     /// Zeroes only if that is fast: refusing changes nothing.
     fast_only: bool,
-    fua: bool,
+    /// It is to be durable when it is answered.
+    durable: Option<Flushing>,
     /// How often the store had been distrusted when it was admitted.
     distrusts: u64,
 }
@@ -219,6 +221,12 @@ impl Volume {
     pub fn cut(&self) -> Cut {
         let appended = self.0.log.appended();
         self.0.admission.lock().cut(appended)
+    }
+
+    /// Index of the newest operation; none while changes are not logged.
+    pub fn newest_logged(&self) -> Option<LogIndex> {
+        let admission = self.0.admission.lock();
+        admission.state().logs().then(|| admission.newest())
     }
 
     pub fn is_exact(&self, cut: Cut) -> bool {
@@ -308,7 +316,11 @@ impl Volume {
     pub fn is_settled(&self) -> bool {
         let doubted = self.0.forgetting.load(Ordering::Relaxed) > 0;
         // A loss that somebody else has noticed shows in the state.
-        !self.has_come_back() && !doubted && self.state().logs() && self.is_quiet() && self.cut() == self.published()
+        !self.has_come_back() && !doubted && self.state().logs() && self.is_quiet() && self.is_published()
+    }
+
+    fn is_published(&self) -> bool {
+        self.0.admission.lock().is_published(&self.0.log)
     }
 
     /// Whether no operation was admitted since the start.
@@ -427,7 +439,8 @@ impl Core {
         fua: bool,
     ) -> Pending<()> {
         let fast_only = matches!(request, Request::Zeroes(ZeroMode { fast_only: true, .. }));
-        let mode = Mode { fast_only, fua, distrusts };
+        let durable = fua.then(|| self.admission.lock().making_durable());
+        let mode = Mode { fast_only, durable, distrusts };
         match self.issue(span, request, fua) {
             Pending::Ready(answer) => {
                 let answer = answer.expect("not polled yet");
@@ -486,9 +499,12 @@ impl Core {
         answer: Result<(), DiskError>,
         mode: Mode,
     ) {
-        // The error of a change that is to be durable may be about any earlier one, as that of a flush.
-        if mode.fua && matches!(answer, Err(DiskError::Io(errno)) if errno != Errno::ENOTSUP) {
-            self.flush_failed();
+        if let Some(durable) = mode.durable {
+            self.flush_answered(durable, answer);
+            // Its error may be about any earlier one, as that of a flush.
+            if matches!(answer, Err(DiskError::Io(errno)) if errno != Errno::ENOTSUP) {
+                self.flush_failed();
+            }
         }
         let Ticket(Some(index)) = ticket else {
             if answer == Err(DiskError::Lost) {
@@ -762,17 +778,26 @@ impl Disk for Volume {
 impl Core {
     /// Flushes the store, and takes note of what that proves.
     async fn flush_store(self: &Arc<Self>) -> Result<(), DiskError> {
-        let token = self.admission.lock().flushing(&self.log);
+        let flushing = self.admission.lock().flushing(&self.log);
         let answer = self.store.flush().await;
-        match (answer, token) {
-            // It may be the answer of a store that came back, which knows nothing of what the one before held.
-            (Ok(()), Some(token)) if !self.check_incarnation() => self.admission.lock().flushed(token),
-            (Ok(()), Some(_)) => {}
-            (Ok(()), None) | (Err(DiskError::Refused(_)), _) => {}
-            (Err(DiskError::Lost), _) => self.lost("a flush"),
-            (Err(DiskError::Io(_)), _) => self.flush_failed(),
+        self.flush_answered(flushing, answer);
+        match answer {
+            Ok(()) | Err(DiskError::Refused(_)) => {}
+            Err(DiskError::Lost) => self.lost("a flush"),
+            Err(DiskError::Io(_)) => self.flush_failed(),
         }
         answer
+    }
+
+    fn flush_answered(&self, flushing: Flushing, answer: Result<(), DiskError>) {
+        // It may be the answer of a store that came back, which knows nothing of what the one before held.
+        let came_back = self.check_incarnation();
+        let mut admission = self.admission.lock();
+        match answer {
+            Ok(()) => admission.flushed(flushing, !came_back),
+            Err(DiskError::Refused(_)) => admission.flushed(flushing, false),
+            Err(_) => admission.not_flushed(flushing),
+        }
     }
 
     /// Flushes the store for the sake of the marks, unless somebody is flushing it.
