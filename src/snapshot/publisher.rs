@@ -298,17 +298,18 @@ impl Publisher {
 
     /// Whether the store can be what was shadowed last.
     async fn look_at_store(&self, base: Base) -> Result<(), End> {
-        if !self.adopt
-            && let Some(Difference { different, of }) = sample::is_another(&self.volume, &self.report, &base).await
-        {
-            let percent = different * 100 / of;
-            return Err(End::Fenced(format!(
-                "{percent} % of a sample of the store differ from the newest recovery point, as if this were another disk \
-                 or a blank one; nothing is published: put the right one in place, or restart with --adopt if it is"
-            )));
+        sample::compare(&self.volume, &self.report, &base, self.scan_rate).await;
+        if self.adopt {
+            return Ok(());
         }
-        sample::compare(&self.volume, &self.report, base, self.scan_rate).await;
-        Ok(())
+        let Some(Difference { different, of }) = sample::is_another(&self.volume, &self.report, &base).await else {
+            return Ok(());
+        };
+        let percent = different * 100 / of;
+        Err(End::Fenced(format!(
+            "{percent} % of a sample of the store differ from the newest recovery point, as if this were another disk or \
+             a blank one; nothing is published: put the right one in place, or restart with --adopt if this is it"
+        )))
     }
 
     /// The newest entry shows the volume at `cut`.

@@ -44,11 +44,11 @@ const PLACES_MAX: u64 = 4096;
 const _: () = assert!(WINDOW.is_multiple_of(BLOCK) && BLOCK.is_multiple_of(UNIT));
 
 /// Compares a sample; what differs makes the volume distrust its base, which is a full comparison. Waits for the remote.
-pub async fn compare(volume: &Volume, report: &Report, base: Base, rate: Option<NonZeroU64>) {
+pub async fn compare(volume: &Volume, report: &Report, base: &Base, rate: Option<NonZeroU64>) {
     if volume.scan_left() >= volume.size() {
         return;
     }
-    let tally = match look(volume, report, &base, rate).await {
+    let tally = match look(volume, report, base, rate).await {
         Ok(tally) => tally,
         Err(error) => {
             let error = with_causes(&error);

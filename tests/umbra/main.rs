@@ -18,5 +18,6 @@ mod remotes;
 mod restoring;
 mod safety;
 mod space;
+mod strangers;
 mod transparency;
 mod usage;
