@@ -338,6 +338,9 @@ async fn find_marks(
     let (of, log, size) = (name.to_owned(), kept.log, store.geometry().size);
     let found = task::blocking(move || Found::read(&of, log, size, marks::open_io(&path)?)).await;
     let mut found = found.expect("reading marks does not panic").map_err(failed)?;
+    if options.compare {
+        found.trust_store();
+    }
     let identity = store.identity();
     let modified = |kept: &Identity| (kept.name.clone(), kept.modified) != (identity.name.clone(), identity.modified);
     let left = kept.clean.as_ref().map(|clean| &clean.store).filter(|left| modified(left));

@@ -3,7 +3,7 @@
 //! A [`Fault`] names operations (by kind, range and how many times) and what becomes of them. The first one that fits
 //! is the one that happens. An operation that no fault names passes through untouched.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -175,6 +175,7 @@ pub struct FaultyDisk {
     script: Mutex<Vec<Fault>>,
     calls: [AtomicU64; KINDS],
     incarnations: AtomicU64,
+    keeps_cached: AtomicBool,
 }
 
 impl FaultyDisk {
@@ -185,6 +186,7 @@ impl FaultyDisk {
             script: Mutex::default(),
             calls: Default::default(),
             incarnations: AtomicU64::new(0),
+            keeps_cached: AtomicBool::new(false),
         }
     }
 
@@ -201,6 +203,11 @@ impl FaultyDisk {
     /// Pretends that the disk was lost and came back.
     pub fn come_back(&self) {
         self.incarnations.fetch_add(1, SeqCst);
+    }
+
+    /// From now on no cache can be given up, as behind an NBD server.
+    pub fn keep_cached(&self) {
+        self.keeps_cached.store(true, SeqCst);
     }
 
     /// How many operations of this kind were asked for, with those that never reached the disk.
@@ -335,6 +342,9 @@ impl Disk for FaultyDisk {
     }
 
     fn forget_cached(&self) -> Pending<bool> {
+        if self.keeps_cached.load(SeqCst) {
+            return Pending::ready(Ok(false));
+        }
         self.inner.forget_cached()
     }
 

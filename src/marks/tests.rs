@@ -42,7 +42,12 @@ impl Dice {
 
     pub fn change(&mut self) -> Change {
         let log = (self.roll(2) == 0).then_some(LogId([self.roll(256) as u8; 16]));
-        let facts = Facts { heartbeat: self.roll(1000), log, relied_on: LogIndex(self.roll(1 << 40)) };
+        let facts = Facts {
+            heartbeat: self.roll(1000),
+            log,
+            relied_on: LogIndex(self.roll(1 << 40)),
+            stuck: self.roll(2) == 1,
+        };
         Change { heat: self.runs(), cool: self.runs(), diverge: self.runs(), converge: self.runs(), facts }
     }
 }
@@ -82,7 +87,7 @@ impl Model {
 }
 
 pub(super) fn facts(heartbeat: u64) -> Facts {
-    Facts { heartbeat, log: Some(LogId([9; 16])), relied_on: LogIndex(heartbeat * 2) }
+    Facts { heartbeat, log: Some(LogId([9; 16])), relied_on: LogIndex(heartbeat * 2), stuck: false }
 }
 
 pub(super) fn open(image: Vec<u8>) -> Result<(MarksFile, Contents), Unusable> {

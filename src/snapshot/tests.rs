@@ -612,6 +612,37 @@ async fn a_failed_flush_makes_everything_suspect() {
     gateway.die().await;
 }
 
+/// What the server's cache shows, its disk need not hold, however often it is read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failed_flush_left_in_a_servers_cache_stays_hot_over_restarts() {
+    let world = World::new(64 * MIB);
+    world.store.keep_cached();
+    let gateway = world.start().await;
+    gateway.settled().await;
+    gateway.until_cold().await;
+    gateway.volume.write(3 * REGION, Random(3).bytes(4096), false).await.unwrap();
+    world.store.inject(Fault::instead(Kind::Flush, DiskError::Io(Errno::EIO)).once());
+    let answer = gateway.volume.flush().await;
+    // A flush of our own may have been told before; then this one is told what that was.
+    assert_eq!(answer, Err(DiskError::Io(Errno::EIO)));
+    gateway.settled().await;
+    let left = gateway.leave().await.expect("a clean stop");
+
+    for _ in 0..2 {
+        let gateway = world.start_expecting(Some(left.entry)).await;
+        assert_eq!(gateway.volume.hot_bytes(), REGION, "the region is forgotten");
+        gateway.settled().await;
+        assert!(gateway.volume.reread() > 0, "it is not read again");
+        gateway.die().await;
+    }
+    // At last the cache goes, and what was never on the disk.
+    world.store.inner().write(3 * REGION, Random(4).bytes(4096), false).await.unwrap();
+    let gateway = world.start().await;
+    gateway.settled().await;
+    world.assert_current().await;
+    gateway.die().await;
+}
+
 /// Fault test 37.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_slice_is_the_volume_after_a_prefix_of_the_writes() {

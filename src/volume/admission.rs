@@ -481,7 +481,7 @@ impl Admission {
         self.distrusts += 1;
     }
 
-    /// As [`Self::distrust`], and what the store holds where it is hot now will never be known in this process.
+    /// As [`Self::distrust`], and what the store holds where it is hot now cannot be known by reading it.
     pub fn distrust_for_good(&mut self) {
         self.heat.stick();
         self.distrust();

@@ -94,6 +94,11 @@ impl Found {
         self.heat(&all(self.size))
     }
 
+    /// The store shows what it holds, whatever flush it has failed.
+    pub fn trust_store(&mut self) {
+        self.facts.stuck = false;
+    }
+
     /// Regions that are to be read again.
     pub fn hot(&self) -> u64 {
         self.hot.len()
@@ -159,7 +164,7 @@ impl Found {
         // Not raised beyond what log and marks say: the chain is still to be compared with it.
         let heartbeat = self.facts.heartbeat.max(reading.heartbeat);
         let relied_on = if self.diverged.is_empty() { LogIndex(0) } else { self.facts.relied_on };
-        self.facts = Facts { heartbeat, log: Some(opened.log), relied_on };
+        self.facts = Facts { heartbeat, log: Some(opened.log), relied_on, ..self.facts };
         self.file.commit(&Change { facts: self.facts, ..Change::default() })?;
         let (start, replay) = reading.into_replay(recovered, clean);
         if !replay.descriptors.is_empty() || self.hot() > 0 {

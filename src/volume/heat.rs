@@ -51,7 +51,7 @@ pub struct Heat {
     heating: RegionSet,
     /// Durably diverged, or about to be.
     diverged: RegionSet,
-    /// Hot for as long as the process lives: what the store holds there cannot be known.
+    /// Hot whatever is proven: what the store holds there cannot be known by reading.
     stuck: RegionSet,
     /// Hot until they were read once more, later: an old server may still change them.
     suspect: RegionSet,
@@ -115,13 +115,14 @@ impl Heat {
     /// The durable sets as they were found. What is `diverged` has changes in the log up to `through`.
     pub fn new(hot: RegionSet, diverged: RegionSet, through: LogIndex, facts: Facts, hot_max: u64) -> Self {
         let empty = hot.emptied();
+        let stuck = if facts.stuck { hot.clone() } else { empty.clone() };
         let replayed = Proven { regions: diverged.clone(), needs: through };
         Self {
             hot,
             wanted: empty.clone(),
             heating: empty.clone(),
             diverged,
-            stuck: empty.clone(),
+            stuck,
             suspect: empty.clone(),
             young: empty,
             young_scanned: false,
@@ -305,8 +306,10 @@ impl Heat {
         }
     }
 
-    /// Regions that are hot now stay so as long as the process lives.
+    /// Regions that are hot now stay so, over restarts too.
     pub fn stick(&mut self) {
+        self.facts.stuck = true;
+        self.may_cool = true;
         self.stuck.add(&self.hot);
         self.stuck.add(&self.heating);
     }

@@ -673,7 +673,13 @@ impl Core {
         };
         tokio::spawn(async move {
             if forgotten.await != Ok(true) {
+                warn!(
+                    volume = core.name,
+                    "the store's caches cannot be passed by: what was hot is read again at every start, until the store \
+                     was restarted and then the gateway, with --compare"
+                );
                 core.admission.lock().distrust_for_good();
+                core.marks_wanted.notify_one();
             }
             core.forgetting.fetch_sub(1, Ordering::Relaxed);
             core.urgent.notify_one();
