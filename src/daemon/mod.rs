@@ -12,7 +12,7 @@ pub mod stores;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -132,6 +132,8 @@ struct Watched {
     max_age: Duration,
     late: AtomicBool,
     forecast: Mutex<Forecast>,
+    /// How many stuck regions the state folder knows.
+    stuck: AtomicU64,
 }
 
 impl Gateway {
@@ -225,6 +227,7 @@ impl Gateway {
                 max_age: written.max_age,
                 late: AtomicBool::new(false),
                 forecast: Mutex::default(),
+                stuck: AtomicU64::new(volume.stuck_regions()),
             });
             starting.push((Running { name, volume, store, clean: kept.clean, publisher: None }, publisher));
         }
@@ -237,9 +240,10 @@ impl Gateway {
         let mut volumes = Vec::with_capacity(starting.len());
         for (mut running, publisher) in starting {
             // Gone before the first write, and not before all is ready for it.
-            let kept = state.volume(&running.name)?;
             let store = Some(running.store.identity());
-            state.set_volume(&running.name, &VolumeState { clean: None, store, ..kept })?;
+            state.change_volume(&running.name, |kept| {
+                (kept.clean, kept.store, kept.stuck) = (None, store, running.volume.stuck());
+            })?;
             running.publisher = Some(tokio::spawn(publisher));
             volumes.push(running);
         }
@@ -338,8 +342,8 @@ async fn find_marks(
     let (of, log, size) = (name.to_owned(), kept.log, store.geometry().size);
     let found = task::blocking(move || Found::read(&of, log, size, marks::open_io(&path)?)).await;
     let mut found = found.expect("reading marks does not panic").map_err(failed)?;
-    if options.compare {
-        found.trust_store();
+    if !options.compare {
+        found.stick(kept.stuck.iter().cloned()).map_err(failed)?;
     }
     let identity = store.identity();
     let modified = |kept: &Identity| (kept.name.clone(), kept.modified) != (identity.name.clone(), identity.modified);
@@ -390,10 +394,9 @@ async fn open_log(
 }
 
 fn remember_opened(state: &StateFolder, name: &str, volume: VolumeId, generation: Generation) {
-    let remembered = state.volume(name).and_then(|mut kept| {
+    let remembered = state.change_volume(name, |kept| {
         kept.remote = Some(volume);
         kept.generation = Some(generation);
-        state.set_volume(name, &kept)
     });
     if let Err(error) = remembered {
         warn!(volume = name, %error, "the state folder cannot be written");
@@ -453,9 +456,7 @@ async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) 
         return false;
     }
     let clean = Clean { entry: left.entry, store: running.store.identity() };
-    let marked =
-        state.volume(name).and_then(|kept| state.set_volume(name, &VolumeState { clean: Some(clean), ..kept }));
-    match marked {
+    match state.change_volume(name, |kept| kept.clean = Some(clean)) {
         Ok(()) => true,
         Err(error) => {
             error!(volume = name, %error, "the state folder cannot be written");
@@ -489,11 +490,27 @@ async fn keep_house(state: Arc<StateFolder>, sequences: Arc<Sequences>, watched:
         for watched in watched.iter() {
             watched.volume.tick();
             watched.alarm();
+            watched.remember_stuck(&state);
         }
     }
 }
 
 impl Watched {
+    /// A failed flush has left something in caches that cannot be given up: the next start is to know.
+    fn remember_stuck(&self, state: &StateFolder) {
+        if self.volume.stuck_regions() == self.stuck.load(Ordering::Relaxed) {
+            return;
+        }
+        let (name, stuck) = (self.volume.name(), self.volume.stuck());
+        match state.change_volume(name, |kept| kept.stuck.clone_from(&stuck)) {
+            Ok(()) => {
+                let regions = stuck.iter().map(|run| run.end - run.start).sum();
+                self.stuck.store(regions, Ordering::Relaxed);
+            }
+            Err(error) => warn!(volume = name, %error, "the state folder cannot be written"),
+        }
+    }
+
     fn alarm(&self) {
         let lag = self.volume.lag();
         self.forecast.lock().sample(Instant::now(), lag.bytes);

@@ -15,9 +15,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +43,7 @@ pub enum StateError {
 pub struct StateFolder {
     path: PathBuf,
     instance: InstanceId,
+    changing: Mutex<()>,
     _lock: File,
 }
 
@@ -59,6 +62,9 @@ pub struct VolumeState {
     /// What is shadowed, as of the last start.
     #[serde(default)]
     pub store: Option<Identity>,
+    /// Regions whose content the store's caches hide since it failed a flush, by their numbers.
+    #[serde(default)]
+    pub stuck: Vec<Range<u64>>,
     pub clean: Option<Clean>,
 }
 
@@ -145,7 +151,7 @@ impl StateFolder {
                 instance
             }
         };
-        Ok(Self { path: path.to_owned(), instance, _lock: lock })
+        Ok(Self { path: path.to_owned(), instance, changing: Mutex::new(()), _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -188,15 +194,24 @@ impl StateFolder {
         match read(&path)? {
             Some(text) => serde_json::from_str(&text).map_err(|_| StateError::Damaged { path }),
             None => {
+                let log = VolumeId(random()?);
                 let state =
-                    VolumeState { log: VolumeId(random()?), remote: None, generation: None, store: None, clean: None };
+                    VolumeState { log, remote: None, generation: None, store: None, stuck: Vec::new(), clean: None };
                 self.set_volume(name, &state)?;
                 Ok(state)
             }
         }
     }
 
-    pub fn set_volume(&self, name: &str, state: &VolumeState) -> Result<(), StateError> {
+    /// Changes what is kept of a volume; those who do it at the same time do it one after the other.
+    pub fn change_volume(&self, name: &str, change: impl FnOnce(&mut VolumeState)) -> Result<(), StateError> {
+        let _alone = self.changing.lock();
+        let mut state = self.volume(name)?;
+        change(&mut state);
+        self.set_volume(name, &state)
+    }
+
+    fn set_volume(&self, name: &str, state: &VolumeState) -> Result<(), StateError> {
         let text = serde_json::to_vec_pretty(state).expect("plain data has a JSON form");
         replace(&self.volume_path(name), &text)
     }
@@ -269,7 +284,7 @@ mod tests {
         let generation = Some(Generation(3));
         let changed =
             VolumeState { remote: Some(state.log), generation, store: Some(store), clean: Some(clean), ..state };
-        folder.set_volume("disk0", &changed).unwrap();
+        folder.change_volume("disk0", |kept| kept.clone_from(&changed)).unwrap();
         folder.set_sequence(42).unwrap();
         let instance = folder.instance();
         drop(folder);

@@ -14,8 +14,7 @@
 //!    0  8  magic "umbramrk"                     0  8  magic "umbramtx"
 //!    8  2  version 1                            8  2  version 1
 //!   10  1  1 if there is a log, else 0         10  1  1 if there is a log, else 0
-//!   11  1  1 if what is hot is stuck, else 0   11  1  1 if what is hot is stuck, else 0
-//!   12  4  zero                                12  4  zero
+//!   11  5  zero                                11  5  zero
 //!   16 16  life                                16 16  life
 //!   32  8  heartbeat                           32  8  heartbeat
 //!   40  8  relied on                           40  8  relied on
@@ -120,8 +119,6 @@ pub struct Facts {
     pub log: Option<LogId>,
     /// A region that is not hot may rely on the log up to this record: a log that ends before it has lost something.
     pub relied_on: LogIndex,
-    /// What the store shows where it is hot is not known to be what it holds, and reading it again does not tell.
-    pub stuck: bool,
 }
 
 /// Which slot of a group holds, and which checkpoint wrote it.
@@ -257,8 +254,7 @@ pub struct PagePlace {
 }
 
 fn put_head(out: &mut Writer, magic: &[u8; 8], life: LifeId, facts: &Facts, volume: VolumeId) {
-    out.put(magic).u16(VERSION).u8(facts.log.is_some().into()).u8(facts.stuck.into());
-    out.put(&[0; 4]).put(&life.0);
+    out.put(magic).u16(VERSION).u8(facts.log.is_some().into()).put(&[0; 5]).put(&life.0);
     out.u64(facts.heartbeat).u64(facts.relied_on.0).put(&facts.log.map_or([0; 16], |log| log.0)).put(&volume.0);
 }
 
@@ -272,13 +268,12 @@ fn read_head<'a>(part: Part, bytes: &'a [u8], magic: &[u8; 8]) -> Result<(Reader
     }
     input.version(VERSION)?;
     let has_log = within(part, "presence of a log", input.u8()?.into(), 0, 1)? == 1;
-    let stuck = within(part, "presence of what is stuck", input.u8()?.into(), 0, 1)? == 1;
-    input.reserved(4)?;
+    input.reserved(5)?;
     let life = LifeId(input.array()?);
     let (heartbeat, relied_on) = (input.u64()?, LogIndex(input.u64()?));
     let log = if has_log { Some(LogId(input.array()?)) } else { input.reserved(16).map(|()| None)? };
     let volume = VolumeId(input.array()?);
-    Ok((input, life, Facts { heartbeat, log, relied_on, stuck }, volume))
+    Ok((input, life, Facts { heartbeat, log, relied_on }, volume))
 }
 
 fn finish(out: Writer) -> [u8; UNIT] {

@@ -42,12 +42,7 @@ impl Dice {
 
     pub fn change(&mut self) -> Change {
         let log = (self.roll(2) == 0).then_some(LogId([self.roll(256) as u8; 16]));
-        let facts = Facts {
-            heartbeat: self.roll(1000),
-            log,
-            relied_on: LogIndex(self.roll(1 << 40)),
-            stuck: self.roll(2) == 1,
-        };
+        let facts = Facts { heartbeat: self.roll(1000), log, relied_on: LogIndex(self.roll(1 << 40)) };
         Change { heat: self.runs(), cool: self.runs(), diverge: self.runs(), converge: self.runs(), facts }
     }
 }
@@ -87,7 +82,7 @@ impl Model {
 }
 
 pub(super) fn facts(heartbeat: u64) -> Facts {
-    Facts { heartbeat, log: Some(LogId([9; 16])), relied_on: LogIndex(heartbeat * 2), stuck: false }
+    Facts { heartbeat, log: Some(LogId([9; 16])), relied_on: LogIndex(heartbeat * 2) }
 }
 
 pub(super) fn open(image: Vec<u8>) -> Result<(MarksFile, Contents), Unusable> {

@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 use super::assemble::{AssembleError, Assembler};
 use super::merger::Merger;
 use super::numbers::ObjectNumbers;
-use super::sample::{self, Difference};
+use super::sample;
 use super::scanner::{Scanner, Sealed};
 use super::slices::{SliceCut, Slices};
 use super::status::{Base, NewestPoint, Report};
@@ -38,7 +38,7 @@ use crate::format::names::VolumeName;
 use crate::format::{Keys, ObjectRef, VolumeId};
 use crate::remote::Remote;
 use crate::task;
-use crate::units::{EntryNumber, Generation, LogIndex};
+use crate::units::{EntryNumber, Generation, LogIndex, Timestamp};
 use crate::volume::{Cut, Sequences, State, Volume};
 use crate::writelog::LogFailed;
 
@@ -53,6 +53,8 @@ const RESYNC_PAUSE_MAX: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long a stop waits for a remote that it has nothing to say to.
 const OPENING_MAX: Duration = Duration::from_secs(3);
+/// How long the first entry waits for a cut that is newer than the opening.
+const EARLY_MAX: Duration = Duration::from_secs(10);
 /// Between two attempts to open or publish.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
@@ -125,6 +127,8 @@ pub struct Publisher {
     /// A scan has ended, and no point says so yet.
     scanned: bool,
     newest: EntryNumber,
+    /// Time of the entry that opened the chain.
+    opened: Timestamp,
     /// The newest that an entry has.
     heartbeat: u64,
     last_entry: Instant,
@@ -255,6 +259,7 @@ impl Publisher {
             draft: newest.draft || found.0 == 0,
             scanned: false,
             newest: newest.number,
+            opened: newest.time,
             heartbeat: newest.heartbeat,
             last_entry: Instant::now(),
             resynced: None,
@@ -269,13 +274,12 @@ impl Publisher {
 
     async fn publish_until(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<Left>, End> {
         self.set_base(self.volume.published().index);
-        if let Some(base) = self.report.base() {
-            tokio::select! {
-                biased;
-                looked = self.look_at_store(base) => looked?,
-                _ = stop.wait_for(|&stop| stop) => {}
-            }
+        tokio::select! {
+            biased;
+            looked = self.look_at_store() => looked?,
+            _ = stop.wait_for(|&stop| stop) => {}
         }
+        self.volume.forget_since_start();
         let mut urgent = false;
         loop {
             if *stop.borrow() {
@@ -297,19 +301,28 @@ impl Publisher {
     }
 
     /// Whether the store can be what was shadowed last.
-    async fn look_at_store(&self, base: Base) -> Result<(), End> {
-        sample::compare(&self.volume, &self.report, &base, self.scan_rate).await;
-        if self.adopt {
+    async fn look_at_store(&self) -> Result<(), End> {
+        if let Some(base) = self.report.base() {
+            sample::compare(&self.volume, &self.report, base, self.scan_rate).await;
+        }
+        // After a clean stop, with what was written last as it was, it is.
+        if self.adopt || self.volume.scan_left() == 0 {
             return Ok(());
         }
-        let Some(Difference { different, of }) = sample::is_another(&self.volume, &self.report, &base).await else {
-            return Ok(());
-        };
-        let percent = different * 100 / of;
-        Err(End::Fenced(format!(
-            "{percent} % of a sample of the store differ from the newest recovery point, as if this were another disk or \
-             a blank one; nothing is published: put the right one in place, or restart with --adopt if this is it"
-        )))
+        match sample::is_another(&self.volume, &self.report, &self.shown()?).await {
+            None => Ok(()),
+            Some(percent) => Err(End::Fenced(format!(
+                "{percent} % of a sample of the store differ from what was published of it last, as if this were another \
+                 disk or a blank one; nothing is published: put the right one in place, or restart with --adopt if this \
+                 is it"
+            ))),
+        }
+    }
+
+    /// What the newest entry shows.
+    fn shown(&self) -> Result<Resolver, End> {
+        Resolver::new(self.remote.clone(), self.keys.volume(), self.chain.newest(), None)
+            .map_err(|error| End::Fenced(with_causes(&error)))
     }
 
     /// The newest entry shows the volume at `cut`.
@@ -321,8 +334,7 @@ impl Publisher {
     }
 
     fn start_scan(&mut self) -> Result<(), End> {
-        let base = Resolver::new(self.remote.clone(), self.keys.volume(), self.chain.newest(), None)
-            .map_err(|error| End::Fenced(with_causes(&error)))?;
+        let base = self.shown()?;
         info!(volume = self.volume.name(), bytes = self.volume.scan_left(), "comparing the store with the remote copy");
         self.scan = Some(Scanner::start(
             self.volume.clone(),
@@ -360,6 +372,11 @@ impl Publisher {
         }
         let named = self.slices.name(&self.volume);
         let cut = named.cut;
+        // No point bears a time before the entry that opened the chain; and none should seem to have what it lacks.
+        let early = named.time <= self.opened && self.volume.newest_logged() > Some(cut.index);
+        if early && !leaving && self.last_entry.elapsed() < EARLY_MAX {
+            return Ok(());
+        }
         self.seal_scan(leaving).await?;
         let news = cut.index > self.volume.published().index || !self.scan_packs.is_empty();
         self.volume.has_come_back();
@@ -427,7 +444,7 @@ impl Publisher {
         if (self.draft || !exact || !self.scan_packs.is_empty()) && slices.len() > 1 {
             slices.drain(..slices.len() - 1);
         }
-        slices.retain(|slice| slice.cut == cut || self.volume.is_exact(slice.cut));
+        slices.retain(|slice| slice.cut == cut || (self.volume.is_exact(slice.cut) && slice.time > self.opened));
         let Some(mut own) = self.upload(published.index.next(), cut, &slices).await? else {
             // The log could not be read: what it held is scanned again.
             return Ok(());

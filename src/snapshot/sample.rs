@@ -5,8 +5,8 @@
 //!
 //! What is marked or was changed since is expected to differ, and is passed over ([`crate::volume::watch`]).
 //!
-//! *Blocks from everywhere*, where everything is going to be compared. A blank disk, or another one, that bears the name of
-//! the one that was shadowed must not become the newest point: it differs nearly everywhere.
+//! *Blocks from everywhere*, where something is going to be compared anyway. A blank disk, or another one, that bears the
+//! name of the one that was shadowed must not become the newest point: it differs nearly everywhere.
 //!
 //! Crash: the next opening looks again.
 
@@ -37,18 +37,20 @@ const UNIT: u64 = 4 * KIB;
 /// Blocks from everywhere that are compared, about: their part that differs is then known to a few percent.
 const BLOCKS: usize = 256;
 /// Fewer say nothing: all of a small volume may well have been changed.
-const BLOCKS_MIN: u64 = 64;
+const BLOCKS_MIN: usize = 64;
+/// More is another disk.
+const PERCENT_MAX: u32 = 30;
 /// Places that are asked for the next block, before those found have to do.
 const PLACES_MAX: u64 = 4096;
 
 const _: () = assert!(WINDOW.is_multiple_of(BLOCK) && BLOCK.is_multiple_of(UNIT));
 
 /// Compares a sample; what differs makes the volume distrust its base, which is a full comparison. Waits for the remote.
-pub async fn compare(volume: &Volume, report: &Report, base: &Base, rate: Option<NonZeroU64>) {
+pub async fn compare(volume: &Volume, report: &Report, base: Base, rate: Option<NonZeroU64>) {
     if volume.scan_left() >= volume.size() {
         return;
     }
-    let tally = match look(volume, report, base, rate).await {
+    let tally = match look(volume, report, &base, rate).await {
         Ok(tally) => tally,
         Err(error) => {
             let error = with_causes(&error);
@@ -70,37 +72,25 @@ pub async fn compare(volume: &Volume, report: &Report, base: &Base, rate: Option
     }
 }
 
-/// How much of a sample differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// Bytes.
-    pub different: u64,
-    pub of: u64,
-}
-
-/// Whether a volume that is to be compared in full looks like another one than `base`: then so much of it differs. Waits
-/// for the remote.
-pub async fn is_another(volume: &Volume, report: &Report, base: &Base) -> Option<Difference> {
-    if volume.scan_left() < volume.size() {
-        return None;
-    }
-    match look_everywhere(volume, report, base).await {
-        Ok(Difference { different, of }) if of >= BLOCKS_MIN * BLOCK && different > of / 10 * 3 => {
-            Some(Difference { different, of })
-        }
-        Ok(_) => None,
+/// Compares blocks from everywhere that should be as `entry` shows them, a draft too: what percentage of their data
+/// differs. None if it is little, or there are too few to tell. Waits for the remote.
+pub async fn is_another(volume: &Volume, report: &Report, copy: &Resolver) -> Option<u32> {
+    let percent = match look_everywhere(volume, report, copy).await {
+        Ok(percents) if percents.len() >= BLOCKS_MIN => percents.iter().sum::<u32>() / percents.len() as u32,
+        Ok(_) => 0,
         Err(error) => {
             let error = with_causes(&error);
             info!(volume = volume.name(), error, "whether this is the store that was shadowed cannot be known");
-            None
+            0
         }
-    }
+    };
+    (percent > PERCENT_MAX).then_some(percent)
 }
 
-/// Compares blocks that `base` has data for.
-async fn look_everywhere(volume: &Volume, report: &Report, base: &Base) -> Result<Difference, ResolveError> {
-    let copy = Resolver::new(base.remote.clone(), base.volume, &base.entry, None)?;
-    let size = volume.size().min(base.entry.size);
+/// Of each block of the sample, what percentage of the data that the copy has of it differs.
+async fn look_everywhere(volume: &Volume, report: &Report, copy: &Resolver) -> Result<Vec<u32>, ResolveError> {
+    let size = volume.size().min(copy.size());
+    let span_of = |block: u64| Span::new(block * BLOCK, ((block + 1) * BLOCK).min(volume.size()));
     let mut blocks = BTreeSet::new();
     let mut places = BLOCKS as u64;
     while blocks.len() < BLOCKS && places <= PLACES_MAX {
@@ -111,18 +101,24 @@ async fn look_everywhere(volume: &Volume, report: &Report, base: &Base) -> Resul
                 _ => break,
             };
         }
+        blocks.retain(|block| volume.should_be_as_shown(span_of(*block)));
         places *= 4;
     }
-    let mut found = Difference { different: 0, of: 0 };
-    let every = blocks.len().div_ceil(BLOCKS).max(1);
+    let every = (blocks.len() / BLOCKS).max(1);
+    let mut percents = Vec::new();
     for block in blocks.into_iter().step_by(every) {
-        let span = Span::at(block * BLOCK, BLOCK);
-        let Ok(seen) = volume.peek(Span::new(span.start, span.end.min(volume.size()))).await else { break };
-        let tally = piece::compare(&copy, report, seen, volume.size()).await?;
-        found.of += tally.data;
-        found.different += tally.different.iter().map(|span| span.len()).sum::<u64>().min(tally.data);
+        let Ok(seen) = volume.peek(span_of(block)).await else { break };
+        // What was written meanwhile may have been seen.
+        if !volume.should_be_as_shown(span_of(block)) {
+            continue;
+        }
+        let tally = piece::compare(copy, report, seen, volume.size()).await?;
+        if tally.data > 0 {
+            let different = tally.different.iter().map(|span| span.len()).sum::<u64>().min(tally.data);
+            percents.push((different * 100 / tally.data) as u32);
+        }
     }
-    Ok(found)
+    Ok(percents)
 }
 
 async fn look(volume: &Volume, report: &Report, base: &Base, rate: Option<NonZeroU64>) -> Result<Tally, ResolveError> {

@@ -467,11 +467,10 @@ async fn a_stop_in_the_middle_of_a_first_copy_goes_on_where_it_was() {
     assert_eq!((newest.kind, newest.number, newest.leaving), (EntryKind::Draft, left.entry, true));
 
     world.store.heal();
-    let reads = world.store.calls(Kind::Read);
     let gateway = world.start_expecting(Some(left.entry)).await;
     gateway.settled().await;
-    let read = world.store.calls(Kind::Read) - reads;
-    assert!(read <= (64 * MIB - front / REGION * REGION) / MIB, "{read} reads for what was left");
+    let read = gateway.volume.reread();
+    assert!(read <= 64 * MIB - front / REGION * REGION, "{read} bytes were read for what was left");
     world.assert_current().await;
     gateway.die().await;
 }

@@ -118,6 +118,8 @@ pub struct Admission {
     /// (index, when): operations after that index were admitted after that moment. The first is not after the
     /// published cut.
     ages: VecDeque<(LogIndex, Instant)>,
+    /// Regions that were changed since the start, or by what is replayed; none when nobody wants to know any more.
+    since_start: Option<RegionSet>,
     /// Since when no recovery point can be up to date: an overflow, or the start of a scan.
     inexact_since: Option<Instant>,
     watches: Watches,
@@ -151,6 +153,7 @@ impl Admission {
             newest_sequence: sequence,
             published,
             progress: Progress::new(newest),
+            since_start: Some(heat.hot().emptied()),
             marked: heat.hot().clone(),
             blind: heat.hot().emptied(),
             found_heartbeat: heat.heartbeat(),
@@ -174,6 +177,7 @@ impl Admission {
             admission.lag_bytes += descriptor.lag_bytes();
             admission.lag_writes += u64::from(descriptor.sequence() != before);
             before = descriptor.sequence();
+            admission.changed(descriptor.span());
             admission.descriptors.push_back(descriptor);
         }
         if admission.descriptors.is_empty() {
@@ -242,6 +246,7 @@ impl Admission {
         if !self.unmarked {
             self.heat.claim(span)?;
         }
+        self.changed(span);
         if !self.state.logs() {
             self.marked.insert(span);
             return Ok(Ticket(None));
@@ -284,6 +289,23 @@ impl Admission {
         }
         self.heat.touch(span);
         ticket
+    }
+
+    fn changed(&mut self, span: Span) {
+        if let Some(since_start) = &mut self.since_start {
+            since_start.insert(span);
+        }
+    }
+
+    /// Whether the store should hold in `span` what the chain showed at the start: nothing was changed there since, and
+    /// it is not marked, unless everything is. Never, when nobody looks any more.
+    pub fn should_be_as_shown(&self, span: Span) -> bool {
+        let changed = self.since_start.as_ref().is_none_or(|since_start| since_start.contains_any(span));
+        !changed && (!self.marked.contains_any(span) || self.scan_left() >= self.size)
+    }
+
+    pub fn forget_since_start(&mut self) {
+        self.since_start = None;
     }
 
     /// The store may differ from the newest entry in `span`, which need not be hot yet.
@@ -611,6 +633,8 @@ impl Admission {
         self.inexact_since.get_or_insert_with(Instant::now);
         log.reset(self.newest.next());
         self.state = State::Resyncing;
+        // A log that holds nothing is not told from what lay there before it.
+        let Ticket(_) = self.remark(log, LogOp::Heartbeat, self.heat.heartbeat());
     }
 
     /// Drained likewise, but the log has failed: it is emptied, and tried again. Whatever of it was not published is hot

@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use tracing::{info, warn};
 
@@ -21,7 +22,7 @@ use super::descriptor::{Descriptor, Effect};
 use crate::format::VolumeId;
 use crate::format::log::{LogOp, RecordHeader};
 use crate::marks::{Change, Facts, MarksFile, MarksIo, Refused, RegionSet, Unusable};
-use crate::units::{LogIndex, SECTOR, Span};
+use crate::units::{LogIndex, REGION, SECTOR, Span};
 use crate::writelog;
 use crate::writelog::{Look, OpenError, Opened, Pool, Position, Recovered, VolumeLog};
 
@@ -34,6 +35,7 @@ pub struct Found {
     known: bool,
     file: MarksFile,
     hot: RegionSet,
+    stuck: RegionSet,
     diverged: RegionSet,
     facts: Facts,
 }
@@ -52,6 +54,9 @@ pub struct Replay {
 pub struct Start {
     pub marks: MarksFile,
     pub hot: RegionSet,
+    /// Of the hot ones, those where a failed flush left something in the caches of a server that cannot be told to give
+    /// them up.
+    pub stuck: RegionSet,
     pub diverged: RegionSet,
     pub facts: Facts,
     pub replay: Replay,
@@ -74,15 +79,17 @@ impl Found {
                 }
                 let facts = Facts::default();
                 let file = MarksFile::begin(io, volume, size, facts)?;
-                let (hot, diverged) = (all(size), RegionSet::new(size));
-                return Ok(Self { name: name.to_owned(), volume, size, known, file, hot, diverged, facts });
+                let (hot, none) = (all(size), RegionSet::new(size));
+                let (stuck, diverged) = (none.clone(), none);
+                return Ok(Self { name: name.to_owned(), volume, size, known, file, hot, stuck, diverged, facts });
             }
         };
         if contents.damaged > 0 {
             warn!(volume = name, regions = contents.damaged, "marks are damaged; what they spoke of is read again");
         }
         let (hot, diverged, facts) = (contents.hot, contents.diverged, contents.facts);
-        Ok(Self { name: name.to_owned(), volume, size, known: true, file, hot, diverged, facts })
+        let stuck = hot.emptied();
+        Ok(Self { name: name.to_owned(), volume, size, known: true, file, hot, stuck, diverged, facts })
     }
 
     pub fn name(&self) -> &str {
@@ -94,9 +101,19 @@ impl Found {
         self.heat(&all(self.size))
     }
 
-    /// The store shows what it holds, whatever flush it has failed.
-    pub fn trust_store(&mut self) {
-        self.facts.stuck = false;
+    /// What the store shows in these regions need not be what it holds ([`Start::stuck`]).
+    pub fn stick(&mut self, regions: impl IntoIterator<Item = Range<u64>>) -> io::Result<()> {
+        for region in regions {
+            self.stuck.insert(Span::new(region.start * REGION, (region.end * REGION).min(self.size)));
+        }
+        let mut more = self.stuck.clone();
+        more.subtract(&self.hot);
+        if more.is_empty() {
+            return Ok(());
+        }
+        self.file.commit(&Change { heat: more.runs().collect(), facts: self.facts, ..Change::default() })?;
+        self.hot.add(&more);
+        Ok(())
     }
 
     /// Regions that are to be read again.
@@ -164,7 +181,7 @@ impl Found {
         // Not raised beyond what log and marks say: the chain is still to be compared with it.
         let heartbeat = self.facts.heartbeat.max(reading.heartbeat);
         let relied_on = if self.diverged.is_empty() { LogIndex(0) } else { self.facts.relied_on };
-        self.facts = Facts { heartbeat, log: Some(opened.log), relied_on, ..self.facts };
+        self.facts = Facts { heartbeat, log: Some(opened.log), relied_on };
         self.file.commit(&Change { facts: self.facts, ..Change::default() })?;
         let (start, replay) = reading.into_replay(recovered, clean);
         if !replay.descriptors.is_empty() || self.hot() > 0 {
@@ -176,8 +193,8 @@ impl Found {
             );
         }
         let log = pool.volume(self.volume, start)?;
-        let Self { known, file: marks, hot, diverged, facts, .. } = self;
-        Ok(Start { marks, hot, diverged, facts, replay, log, unclean: known && !clean })
+        let Self { known, file: marks, hot, stuck, diverged, facts, .. } = self;
+        Ok(Start { marks, hot, stuck, diverged, facts, replay, log, unclean: known && !clean })
     }
 
     fn promote(&mut self) -> io::Result<()> {

@@ -14,8 +14,10 @@ use super::heat::FlushToken;
 pub struct Flushes {
     last: u64,
     under_way: BTreeSet<u64>,
-    /// Successes, each with the last that was under way when it came.
+    /// Successes, each with the last that was under way when it came; of each token the first.
     waiting: Vec<(u64, FlushToken)>,
+    /// What began up to this one was under way with a failure.
+    spoiled: u64,
 }
 
 /// A flush under way; to be handed back when it is answered.
@@ -37,7 +39,11 @@ impl Flushes {
     /// Returns all that is proven now. This success is no proof unless it `proves`.
     pub fn succeeded(&mut self, flushing: Flushing, proves: bool) -> Vec<FlushToken> {
         self.under_way.remove(&flushing.number);
-        self.waiting.extend(flushing.token.filter(|_| proves).map(|token| (self.last, token)));
+        if let Some(token) = flushing.token.filter(|_| proves && flushing.number > self.spoiled)
+            && self.waiting.iter().all(|(_, waiting)| *waiting != token)
+        {
+            self.waiting.push((self.last, token));
+        }
         let oldest = self.under_way.first().copied().unwrap_or(u64::MAX);
         self.waiting.extract_if(.., |(through, _)| *through < oldest).map(|(_, token)| token).collect()
     }
@@ -45,6 +51,7 @@ impl Flushes {
     pub fn failed(&mut self, flushing: Flushing) {
         self.under_way.remove(&flushing.number);
         self.waiting.clear();
+        self.spoiled = self.last;
     }
 }
 
@@ -68,7 +75,22 @@ mod tests {
         let (first, second) = (flushes.begin(token(4)), flushes.begin(None));
         assert_eq!(flushes.succeeded(first, true), []);
         flushes.failed(second);
-        let third = flushes.begin(token(5));
-        assert_eq!(flushes.succeeded(third, true), [FlushToken(5)], "4 is not proven by a success beside a failure");
+        let (third, fourth) = (flushes.begin(token(5)), flushes.begin(None));
+        flushes.failed(fourth);
+        assert_eq!(flushes.succeeded(third, true), [], "neither 4 nor 5 is proven by a success beside a failure");
+        let fifth = flushes.begin(token(6));
+        assert_eq!(flushes.succeeded(fifth, true), [FlushToken(6)]);
+    }
+
+    #[test]
+    fn successes_that_wait_for_one_that_hangs_take_no_room() {
+        let mut flushes = Flushes::default();
+        let hangs = flushes.begin(None);
+        for _ in 0..1000 {
+            let flushing = flushes.begin(Some(FlushToken(1)));
+            assert_eq!(flushes.succeeded(flushing, true), []);
+        }
+        assert_eq!(flushes.waiting.len(), 1);
+        assert_eq!(flushes.succeeded(hangs, true), [FlushToken(1)]);
     }
 }

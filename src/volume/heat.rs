@@ -115,14 +115,13 @@ impl Heat {
     /// The durable sets as they were found. What is `diverged` has changes in the log up to `through`.
     pub fn new(hot: RegionSet, diverged: RegionSet, through: LogIndex, facts: Facts, hot_max: u64) -> Self {
         let empty = hot.emptied();
-        let stuck = if facts.stuck { hot.clone() } else { empty.clone() };
         let replayed = Proven { regions: diverged.clone(), needs: through };
         Self {
             hot,
             wanted: empty.clone(),
             heating: empty.clone(),
             diverged,
-            stuck,
+            stuck: empty.clone(),
             suspect: empty.clone(),
             young: empty,
             young_scanned: false,
@@ -223,7 +222,7 @@ impl Heat {
     }
 
     pub fn is_crowded(&self) -> bool {
-        self.hot.len() > self.hot_max
+        self.hot.len() > self.hot_max + self.stuck.len()
     }
 
     /// Ends the generation: its changes are those up to `newest`.
@@ -306,12 +305,19 @@ impl Heat {
         }
     }
 
-    /// Regions that are hot now stay so, over restarts too.
+    /// Regions that are hot now stay so.
     pub fn stick(&mut self) {
-        self.facts.stuck = true;
-        self.may_cool = true;
         self.stuck.add(&self.hot);
         self.stuck.add(&self.heating);
+    }
+
+    /// Hot ones that stay so, as an earlier run has left them.
+    pub fn set_stuck(&mut self, stuck: RegionSet) {
+        self.stuck = stuck;
+    }
+
+    pub fn stuck(&self) -> &RegionSet {
+        &self.stuck
     }
 
     /// Regions that are hot now stay so until [`Self::suspects`] takes them.
@@ -443,7 +449,7 @@ impl Heat {
             cool.subtract(touched);
         }
         // What was touched longest ago goes first.
-        let mut left = self.hot.len() - cool.len();
+        let mut left = (self.hot.len() - cool.len()).saturating_sub(self.stuck.len());
         let room = if left > self.hot_max { self.hot_max - self.hot_max / 8 } else { left };
         for touched in warmer {
             for run in touched.runs() {

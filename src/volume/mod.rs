@@ -29,6 +29,7 @@ pub mod scan;
 pub mod sequences;
 pub mod watch;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -154,9 +155,10 @@ impl Volume {
     /// In a tokio runtime. The marks are kept as long as there are clones.
     pub fn new(name: &str, store: Arc<dyn Disk>, sequences: Arc<Sequences>, settings: Settings, start: Start) -> Self {
         let geometry = store.geometry();
-        let Start { marks, hot, diverged, facts, replay, log, unclean } = start;
+        let Start { marks, hot, stuck, diverged, facts, replay, log, unclean } = start;
         let through = LogIndex(replay.before.0 + replay.descriptors.len() as u64);
-        let heat = Heat::new(hot, diverged, through, facts, settings.hot_max);
+        let mut heat = Heat::new(hot, diverged, through, facts, settings.hot_max);
+        heat.set_stuck(stuck);
         let admission = Admission::new(geometry.size, store.incarnation(), sequences.newest(), heat, replay);
         let core = Arc::new(Core {
             name: name.to_owned(),
@@ -208,6 +210,16 @@ impl Volume {
     /// Bytes that a scan has still to read.
     pub fn scan_left(&self) -> u64 {
         self.0.admission.lock().scan_left()
+    }
+
+    /// Whether the store should hold in `span` what the chain showed when it was opened.
+    pub fn should_be_as_shown(&self, span: Span) -> bool {
+        self.0.admission.lock().should_be_as_shown(span)
+    }
+
+    /// Nobody asks that any more.
+    pub fn forget_since_start(&self) {
+        self.0.admission.lock().forget_since_start();
     }
 
     /// To be called once a second: keeps the age of the lag, and notices a store that came back.
@@ -300,6 +312,16 @@ impl Volume {
     /// Bytes of the regions that a crash would have read again.
     pub fn hot_bytes(&self) -> u64 {
         (self.0.admission.lock().heat().hot().len() * REGION).min(self.size())
+    }
+
+    /// Regions that are read again at every start, since the store's caches hide what it holds there; as of now.
+    pub fn stuck(&self) -> Vec<Range<u64>> {
+        self.0.admission.lock().heat().stuck().runs().collect()
+    }
+
+    /// How many there are; they only become more.
+    pub fn stuck_regions(&self) -> u64 {
+        self.0.admission.lock().heat().stuck().len()
     }
 
     /// After the last change was published and the store flushed: makes the marks say so. False if they cannot.
@@ -679,7 +701,6 @@ impl Core {
                      was restarted and then the gateway, with --compare"
                 );
                 core.admission.lock().distrust_for_good();
-                core.marks_wanted.notify_one();
             }
             core.forgetting.fetch_sub(1, Ordering::Relaxed);
             core.urgent.notify_one();

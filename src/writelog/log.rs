@@ -326,6 +326,7 @@ impl VolumeLog {
         queue.filled = shared.pool.segment_size;
         queue.freed = LogIndex(queue.next.0.saturating_sub(1));
         queue.sync_through = LogIndex(0);
+        queue.revive = false;
         queue.full = failed.then_some(Full::Failed);
         queue.era += 1;
         let (era, through) = (queue.era, queue.freed);
@@ -335,8 +336,9 @@ impl VolumeLog {
     }
 
     /// After a failure of the disk, with nothing in the log that is still needed: resets it, and has the writer find out
-    /// whether all its segments can be emptied and synced. If so there is no [`Self::failure`] any more, and the next
-    /// [`Self::reset`] begins the log; if not, a later call tries again, at most every [`REVIVE_EVERY`].
+    /// which of its segments can be emptied and synced. If any can, there is no [`Self::failure`] any more, and the next
+    /// [`Self::reset`] begins the log; if none, a later call tries again, at most every [`REVIVE_EVERY`]. The superblock
+    /// says that the log has failed until something of the new one is synced.
     pub fn revive(&self, next: LogIndex) {
         let shared = &*self.0.0;
         let now = Instant::now();
@@ -504,13 +506,12 @@ impl Shared {
         Full::Failed
     }
 
-    /// The disk is sound again, and nothing of the log before stands on it. To be called by the writer: no call to the
-    /// disk is under way.
-    pub fn revived(&self) {
+    /// The disk is sound again, where these segments are. To be called by the writer: no call to the disk is under way.
+    pub fn revived(&self, sound: &[u32]) {
         let mut queue = lock(&self.queue);
-        for slot in std::mem::take(&mut queue.retiring) {
-            self.pool.give_back(self.volume, slot);
-        }
+        queue.revive = false;
+        queue.retiring.retain(|slot| !sound.contains(slot));
+        sound.iter().for_each(|&slot| self.pool.give_back(self.volume, slot));
         *self.failure.write() = None;
         self.progress.send_modify(|progress| progress.failed = false);
         info!(volume = %self.volume, "the log's disk is sound again");

@@ -78,8 +78,17 @@ pub(super) struct Inner {
     /// Payload that is queued in memory, of all volumes; bytes.
     pub in_flight: AtomicU64,
     slots: Mutex<Slots>,
-    superblock: Option<Mutex<(Box<dyn Keeper>, Superblock)>>,
+    superblock: Option<Mutex<Kept>>,
     troubles: Mutex<Troubles>,
+}
+
+/// The superblock, and where it is kept.
+struct Kept {
+    keeper: Box<dyn Keeper>,
+    /// As it was written last.
+    superblock: Superblock,
+    /// A later one may have been written.
+    uncertain: bool,
 }
 
 /// What the next start is to know of the volumes.
@@ -146,7 +155,7 @@ impl Pool {
         segments::prepare_folder(dir)?;
         let file = SuperblockFile::open(dir)?;
         let doubted = match file.read() {
-            Ok(Content::Valid(found)) => found.state == State::Doubted,
+            Ok(Content::Valid(found)) => matches!(found.state, State::Doubted | State::FailedAndDoubted),
             _ => false,
         };
         Ok(Look { log: existing(dir, &file, slots, settings)?.map(|found| LogId(found.log)), doubted })
@@ -239,7 +248,7 @@ fn existing(
             info!(path = %dir.display(), "the log's creation was interrupted; it is finished now");
             Ok(None)
         }
-        Content::Valid(found) if found.state == State::Failed => {
+        Content::Valid(found) if matches!(found.state, State::Failed | State::FailedAndDoubted) => {
             warn!(path = %dir.display(), "the log had failed; it begins anew");
             Ok(None)
         }
@@ -297,7 +306,7 @@ impl Inner {
     }
 
     fn kept_by(self, keeper: Box<dyn Keeper>, superblock: Superblock) -> Self {
-        Self { superblock: Some(Mutex::new((keeper, superblock))), ..self }
+        Self { superblock: Some(Mutex::new(Kept { keeper, superblock, uncertain: false })), ..self }
     }
 
     /// Makes `volume` the owner of the segments `kept`, and frees what else it left in the pool.
@@ -354,12 +363,10 @@ impl Inner {
     }
 
     /// Remembers, if the disk still can, that what is in the log cannot be trusted to be on the disk.
-    pub fn mark_failed(&self, volume: VolumeId) {
+    pub fn mark_failed(&self, volume: VolumeId) -> io::Result<()> {
         let mut troubles = lock(&self.troubles);
         troubles.failed.insert(volume);
-        if let Err(error) = self.note(&troubles) {
-            warn!(error = %Errno::from(error), "the log's failure could not be recorded");
-        }
+        self.note(&troubles)
     }
 
     /// Nothing is in the log any more that is not on the disk because the volume's had failed.
@@ -372,18 +379,21 @@ impl Inner {
     /// Has the superblock say what `troubles` there are, if it does not yet.
     fn note(&self, troubles: &Troubles) -> io::Result<()> {
         let Some(superblock) = &self.superblock else { return Ok(()) };
-        let (keeper, superblock) = &mut *lock(superblock);
-        let state = match troubles {
-            Troubles { failed, .. } if !failed.is_empty() => State::Failed,
-            Troubles { doubted, .. } if !doubted.is_empty() => State::Doubted,
-            _ => State::Ready,
+        let Kept { keeper, superblock, uncertain } = &mut *lock(superblock);
+        let state = match (troubles.failed.is_empty(), troubles.doubted.is_empty()) {
+            (true, true) => State::Ready,
+            (true, false) => State::Doubted,
+            (false, true) => State::Failed,
+            (false, false) => State::FailedAndDoubted,
         };
-        if superblock.state == state {
+        if superblock.state == state && !*uncertain {
             return Ok(());
         }
         let next = Superblock { state, counter: superblock.counter + 1, ..*superblock };
+        // What fails may have been written all the same, and is then written over.
+        *uncertain = true;
         keeper.write(&next)?;
-        *superblock = next;
+        (*superblock, *uncertain) = (next, false);
         Ok(())
     }
 }
@@ -449,7 +459,7 @@ mod tests {
         let (pool, second) = Pool::open(&path, settings(2)).unwrap();
         assert_eq!(second, Opened { created: false, epoch: 2, ..first });
 
-        pool.0.mark_failed(VolumeId([1; 16]));
+        pool.0.mark_failed(VolumeId([1; 16])).unwrap();
         drop(pool);
         let (pool, third) = Pool::open(&path, settings(2)).unwrap();
         assert!(third.created, "a log that had failed is trusted");
@@ -458,18 +468,25 @@ mod tests {
 
         let (pool, fourth) = Pool::open(&path, settings(2)).unwrap();
         let [one, other] = [VolumeId([1; 16]), VolumeId([2; 16])];
-        pool.0.mark_failed(one);
-        pool.0.mark_failed(other);
+        pool.0.mark_failed(one).unwrap();
+        pool.0.mark_failed(other).unwrap();
         pool.0.mark_sound(one).unwrap();
         drop(pool);
         let (pool, fifth) = Pool::open(&path, settings(2)).unwrap();
         assert!(fifth.created && fifth.log != fourth.log, "the other volume's log had failed");
         pool.0.doubt_marks(other, true);
-        pool.0.mark_failed(one);
+        pool.0.mark_failed(one).unwrap();
+        drop(pool);
+        let look = Pool::look(&path, settings(2)).unwrap();
+        assert_eq!(look, Look { log: None, doubted: true }, "failed, and in doubt too");
+        let (pool, sixth) = Pool::open(&path, settings(2)).unwrap();
+        assert!(sixth.created);
+        pool.0.doubt_marks(other, true);
+        pool.0.mark_failed(one).unwrap();
         pool.0.mark_sound(one).unwrap();
         drop(pool);
         let look = Pool::look(&path, settings(2)).unwrap();
-        assert_eq!(look, Look { log: Some(fifth.log), doubted: true }, "sound again, and the doubt stays");
+        assert_eq!(look, Look { log: Some(sixth.log), doubted: true }, "sound again, and the doubt stays");
 
         assert!(
             matches!(Pool::open(&path, settings(3)), Err(OpenError::SizeChanged { found, .. }) if found == 2 * SEGMENT)

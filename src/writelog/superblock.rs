@@ -9,7 +9,7 @@
 //! slot 0 at byte 0, slot 1 at byte 4096; each, little endian:
 //!    0  8  magic "UMBRALOG"
 //!    8  4  version, 1
-//!   12  4  state: 1 creating, 2 ready, 3 failed, 4 ready, and marks are doubted
+//!   12  4  state: 1 creating, 2 ready, 3 failed, 4 ready, and marks are doubted, 5 failed and doubted
 //!   16 16  log uuid
 //!   32  8  counter; the valid slot with the higher one holds
 //!   40  8  log epoch
@@ -41,6 +41,7 @@ pub(crate) enum State {
     Failed,
     /// As ready; but region marks could not be written while their volumes changed.
     Doubted,
+    FailedAndDoubted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,7 @@ impl Superblock {
             State::Ready => 2,
             State::Failed => 3,
             State::Doubted => 4,
+            State::FailedAndDoubted => 5,
         };
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -84,6 +86,7 @@ impl Superblock {
             2 => State::Ready,
             3 => State::Failed,
             4 => State::Doubted,
+            5 => State::FailedAndDoubted,
             _ => return None,
         };
         let log = std::array::from_fn(|i| bytes[16 + i]);

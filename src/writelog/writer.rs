@@ -20,6 +20,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::log::{AWAKE, Batch, Queue, Shared, WAKE_BYTES, padded};
 use super::segments::SegmentIo;
@@ -33,8 +34,15 @@ const GATHER: Duration = Duration::from_millis(2);
 
 /// Starts the writer. `recovered` are segments of earlier epochs that may not be on the disk yet.
 pub(super) fn spawn(shared: Arc<Shared>, recovered: Vec<u32>) -> io::Result<()> {
-    let headers = Vec::new();
-    let writer = Writer { shared, current: None, dirty: Vec::new(), dirty_since: None, gather_until: None, headers };
+    let writer = Writer {
+        shared,
+        current: None,
+        dirty: Vec::new(),
+        dirty_since: None,
+        gather_until: None,
+        headers: Vec::new(),
+        revived: false,
+    };
     #[cfg(test)]
     if crate::random::seeded::is_here() {
         tokio::spawn(writer.run_simulated(recovered));
@@ -54,6 +62,8 @@ struct Writer {
     gather_until: Option<Instant>,
     /// Encoded record headers of the batch in hand.
     headers: Vec<u8>,
+    /// The log begins anew after a failure, and nothing of it is synced yet.
+    revived: bool,
 }
 
 enum Job {
@@ -221,6 +231,11 @@ impl Writer {
             synced.map_err(|error| LogFailure::Sync { slot, error: error.into() })?;
         }
         self.dirty_since = None;
+        if mem::take(&mut self.revived) {
+            // The new log is found before the old one from now on.
+            let kept = self.shared.busy.during(|| self.shared.pool.mark_sound(self.shared.volume));
+            kept.map_err(|error| LogFailure::Superblock { error: error.into() })?;
+        }
         self.synced(before.era, before.appended);
         Ok(())
     }
@@ -266,31 +281,50 @@ impl Writer {
         opened.map_err(|error| LogFailure::Open { slot, error: Errno::from(error) })
     }
 
-    /// Empties every segment that the log held when it failed: whatever the kernel holds for written there, nothing of
-    /// it is found again. What follows is written and synced anew from the first byte on.
+    /// Empties the segments that the log held when it failed, those that can be: what follows is written and synced anew
+    /// from the first byte on. One that cannot is not used again.
     fn revive(&mut self) -> Result<(), LogFailure> {
+        // One that hung has not said so yet; half emptied, it would be taken for an older one.
+        self.mark_failed()?;
         (self.current, self.dirty_since, self.gather_until) = (None, None, None);
         self.dirty.clear();
         let slots = lock(&self.shared.queue).retiring.clone();
-        let blank = vec![0; recovery::FIRST_RECORD as usize];
+        let mut sound = Vec::with_capacity(slots.len());
+        let mut failed = Ok(());
         for slot in slots {
-            let segment = self.open(slot)?;
-            let busy = &self.shared.busy;
-            let written = busy.during(|| segment.write_at(&mut [IoSlice::new(&blank)], 0));
-            written.map_err(|error| LogFailure::Write { slot, error: error.into() })?;
-            let synced = busy.during(|| segment.sync());
-            synced.map_err(|error| LogFailure::Sync { slot, error: error.into() })?;
+            match self.empty(slot) {
+                Ok(()) => sound.push(slot),
+                Err(failure) => failed = Err(failure),
+            }
         }
-        let kept = self.shared.busy.during(|| self.shared.pool.mark_sound(self.shared.volume));
-        kept.map_err(|error| LogFailure::Superblock { error: error.into() })?;
-        self.shared.revived();
+        if sound.is_empty() {
+            return failed;
+        }
+        self.revived = true;
+        self.shared.revived(&sound);
         Ok(())
+    }
+
+    fn empty(&self, slot: u32) -> Result<(), LogFailure> {
+        const BLANK: [u8; recovery::FIRST_RECORD as usize] = [0; recovery::FIRST_RECORD as usize];
+        let segment = self.open(slot)?;
+        let busy = &self.shared.busy;
+        let written = busy.during(|| segment.write_at(&mut [IoSlice::new(&BLANK)], 0));
+        written.map_err(|error| LogFailure::Write { slot, error: error.into() })?;
+        busy.during(|| segment.sync()).map_err(|error| LogFailure::Sync { slot, error: error.into() })
     }
 
     fn fail(&mut self, failure: LogFailure) {
         self.shared.fail(failure);
         self.dirty.clear();
-        self.shared.pool.mark_failed(self.shared.volume);
+        if let Err(failure) = self.mark_failed() {
+            warn!(volume = %self.shared.volume, %failure, "the log's failure could not be recorded");
+        }
+    }
+
+    fn mark_failed(&self) -> Result<(), LogFailure> {
+        let marked = self.shared.busy.during(|| self.shared.pool.mark_failed(self.shared.volume));
+        marked.map_err(|error| LogFailure::Superblock { error: error.into() })
     }
 }
 

@@ -106,7 +106,7 @@ impl Keeper for LogDevice {
             return Err(failed());
         }
         note!(self.ground, "log: superblock {:?}", superblock.state);
-        state.failed = superblock.state == writelog::State::Failed;
+        state.failed = matches!(superblock.state, writelog::State::Failed | writelog::State::FailedAndDoubted);
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use crate::harness::{Gateway, Load, MIB, STORE_CHANGED, Scene, Stamper, assert_same_image, program};
+use crate::harness::{Gateway, INTERRUPTED, Load, MIB, STORE_CHANGED, Scene, Stamper, assert_same_image, program};
 
 const ENDED: &str = "shadowing has ended; clients are served";
 const SET_BACK: &str = "the store is not what was published last";
@@ -68,6 +68,26 @@ fn a_blank_disk_behind_the_same_export_is_not_published_until_it_is_adopted() {
     blank(&scene);
     assert_asks(&scene, scene.serve().allow(SET_BACK).allow(ENDED), points);
     assert_adopted(&scene, scene.serve_with(&["--adopt"]).allow(SET_BACK), points);
+}
+
+/// Counterexample 8, as it happens: the disk dies under its gateway, and is replaced.
+#[test]
+fn a_blank_disk_in_place_of_one_that_died_is_not_published_until_it_is_adopted() {
+    let mut scene = Scene::new(64 * MIB);
+    fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
+    let bare = scene.use_export_of_the_store();
+    shadow_and_stop(&scene);
+    let points = scene.points().len();
+    let mut gateway = scene.serve().allow(INTERRUPTED);
+    drop(bare);
+    // Its client is told what the bare disk would tell.
+    drop(program("qemu-io", &["-c", "write -q -P 9 0 4k", "-f", "raw", gateway.uri()]).expect_code(1));
+    gateway.wait_until("interrupted", Duration::from_secs(30), |status| status.state() == "overflowed");
+    gateway.stop_unfinished();
+    blank(&scene);
+    let _other = scene.use_export_of_the_store();
+    assert_asks(&scene, scene.serve().allow(ENDED), points);
+    assert_adopted(&scene, scene.serve_with(&["--adopt"]), points);
 }
 
 #[test]

@@ -7,14 +7,11 @@ const LIFE: LifeId = LifeId([8; 16]);
 const REGIONS: u64 = 1 << 20;
 
 fn a_facts() -> impl Strategy<Value = Facts> {
-    (any::<u64>(), any::<Option<[u8; 16]>>(), any::<u64>(), any::<bool>()).prop_map(
-        |(heartbeat, log, relied_on, stuck)| Facts {
-            heartbeat,
-            log: log.map(LogId),
-            relied_on: LogIndex(relied_on),
-            stuck,
-        },
-    )
+    (any::<u64>(), any::<Option<[u8; 16]>>(), any::<u64>()).prop_map(|(heartbeat, log, relied_on)| Facts {
+        heartbeat,
+        log: log.map(LogId),
+        relied_on: LogIndex(relied_on),
+    })
 }
 
 fn header() -> impl Strategy<Value = Header> {
