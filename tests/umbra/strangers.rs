@@ -78,7 +78,8 @@ fn a_blank_disk_in_place_of_one_that_died_is_not_published_until_it_is_adopted()
     let bare = scene.use_export_of_the_store();
     shadow_and_stop(&scene);
     let points = scene.points().len();
-    let mut gateway = scene.serve().allow(INTERRUPTED);
+    let lost = [INTERRUPTED, "connection lost; reconnecting", "the server is away; requests are refused"];
+    let mut gateway = scene.serve().allow_each(&lost);
     drop(bare);
     // Its client is told what the bare disk would tell.
     drop(program("qemu-io", &["-c", "write -q -P 9 0 4k", "-f", "raw", gateway.uri()]).expect_code(1));
