@@ -41,6 +41,8 @@ pub enum Safeguard {
     FlushForwarded,
     /// A record that the log refused ends logging.
     OverflowEndsLogging,
+    /// Log and chain are told that the marks may be wrong before changes go unmarked.
+    Foretold,
 }
 
 /// Whether it stands.

@@ -335,7 +335,11 @@ impl Inner {
         if !(if doubt { doubted.insert(volume) } else { doubted.remove(&volume) }) {
             return;
         }
-        let Some(superblock) = &self.superblock else { return };
+        let Some(superblock) = &self.superblock else {
+            #[cfg(test)]
+            self.segments.doubt_marks(!doubted.is_empty());
+            return;
+        };
         let (file, superblock) = &mut *lock(superblock);
         let state = if doubted.is_empty() { State::Ready } else { State::Doubted };
         if superblock.state == State::Failed || superblock.state == state {

@@ -138,6 +138,14 @@ impl Oracle {
         }
     }
 
+    /// The highest that an entry shows by now.
+    pub async fn heartbeat(&self, devices: &Devices) -> u64 {
+        let Some(chain) = chain(devices).await else { return 0 };
+        let end = chain.end(EntryNumber(self.checked)).await.expect("memory answers");
+        let entries = chain.entries(1..=end.0).await.expect("memory answers");
+        entries.iter().map(|entry| entry.heartbeat).max().unwrap_or(0)
+    }
+
     /// Nothing changes, and all is published: the newest point equals the store (T3, T5).
     pub async fn check_settled(&self, devices: &Devices) {
         let ground = &devices.ground;
