@@ -129,6 +129,12 @@ impl LogDevice {
         let sectors = lock(&self.state).medium.power_cut(keep_one_in);
         note!(self.ground, "log: power cut, {sectors} sectors not synced");
     }
+
+    /// A sector is not what was written there last.
+    pub fn rot(&self) {
+        let rotten = lock(&self.state).medium.rot();
+        note!(self.ground, "log: sector {rotten:?}");
+    }
 }
 
 impl Segments for LogDevice {

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use super::ground::{Ground, below, lock, note};
+use super::ground::{Ground, below, lock, note, once_in};
 use super::medium::Medium;
 use crate::marks::MarksIo;
 use crate::random::seeded;
@@ -19,6 +19,7 @@ pub struct MarksDevice {
 struct State {
     medium: Medium,
     fail_writes_until: u64,
+    tears: bool,
     fail_syncs_until: u64,
     hangs_until: u64,
     /// The call under way ends.
@@ -34,8 +35,10 @@ impl MarksDevice {
         Box::new(self.clone())
     }
 
+    /// Of a write that fails now a part is done, or of none.
     pub fn fail_writes(&self, millis: u64) {
-        lock(&self.state).fail_writes_until = self.ground.now() + millis;
+        let state = &mut *lock(&self.state);
+        (state.fail_writes_until, state.tears) = (self.ground.now() + millis, once_in(2));
     }
 
     pub fn fail_syncs(&self, millis: u64) {
@@ -55,6 +58,12 @@ impl MarksDevice {
     pub fn power_cut(&self, keep_one_in: u64) {
         let sectors = lock(&self.state).medium.power_cut(keep_one_in);
         note!(self.ground, "marks: power cut, {sectors} sectors not synced");
+    }
+
+    /// A sector is not what was written there last.
+    pub fn rot(&self) {
+        let rotten = lock(&self.state).medium.rot();
+        note!(self.ground, "marks: sector {rotten:?}");
     }
 
     /// What was done so far is over.
@@ -110,7 +119,11 @@ impl MarksIo for MarksDevice {
         let state = &mut *lock(&self.state);
         let fails = self.called(state) < state.fail_writes_until;
         note!(self.ground, "marks: write {} at {offset}{}", bytes.len(), if fails { " fails" } else { "" });
-        let length = if fails { below(bytes.len() as u64) as usize } else { bytes.len() };
+        let length = match (fails, state.tears) {
+            (false, _) => bytes.len(),
+            (true, false) => 0,
+            (true, true) => below(bytes.len() as u64) as usize,
+        };
         if state.medium.len() < offset + bytes.len() as u64 {
             state.medium.set_len(offset + bytes.len() as u64);
         }

@@ -1,8 +1,9 @@
 //! Bytes behind a volatile cache, as disks of logs and marks have them: what was written is seen at once, and durable
 //! when it was synced. A power cut leaves of every sector that was not synced the old or the new content, and whoever
-//! is killed inside of a call leaves a part of what the call does.
+//! is killed inside of a call leaves a part of what the call does. While nobody looks a sector may rot, fall back to
+//! what it was before, or hold what belongs elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::ground::{below, once_in};
 use crate::units::SECTOR;
@@ -14,6 +15,8 @@ pub struct Medium {
     cached: Vec<u8>,
     durable: Vec<u8>,
     dirty: BTreeSet<u64>,
+    /// What stood in each durable sector before that.
+    older: BTreeMap<u64, Sector>,
     /// What the call under way has done, oldest first, with the ends of its writes and syncs.
     call: Vec<Done>,
     ends: Vec<usize>,
@@ -127,8 +130,37 @@ impl Medium {
     }
 
     fn land(&mut self, sector: u64) {
+        let older = content(&self.durable, sector);
         let range = range(sector);
-        self.durable[range.clone()].copy_from_slice(&self.cached[range]);
+        if older[..] != self.cached[range.clone()] {
+            self.older.insert(sector, older);
+            self.durable[range.clone()].copy_from_slice(&self.cached[range]);
+        }
+    }
+
+    /// One sector of those that were ever written is not what it should be. Says which, and in what way.
+    pub fn rot(&mut self) -> Option<(u64, &'static str)> {
+        let any = |older: &BTreeMap<u64, Sector>| older.keys().nth(below(older.len() as u64) as usize).copied();
+        let sector = any(&self.older)?;
+        let mut found = content(&self.durable, sector);
+        let how = match below(3) {
+            0 => {
+                found[below(SECTOR) as usize] ^= 1 << below(8);
+                "has rotted"
+            }
+            1 => {
+                found = self.older[&sector];
+                "is older"
+            }
+            _ => {
+                found = content(&self.durable, any(&self.older)?);
+                "is another"
+            }
+        };
+        self.durable[range(sector)].copy_from_slice(&found);
+        self.cached[range(sector)].copy_from_slice(&found);
+        self.dirty.remove(&sector);
+        Some((sector, how))
     }
 }
 

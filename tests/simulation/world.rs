@@ -120,6 +120,8 @@ struct World {
     count: u64,
     /// Of what was not flushed a power cut leaves one in so many.
     keep_one_in: u64,
+    /// Between its lives sectors of log and marks rot.
+    rots: bool,
 }
 
 impl World {
@@ -196,6 +198,7 @@ impl World {
             habit: Habit { operations, hot, ragged, rest },
             count,
             keep_one_in: 1 + below(4),
+            rots: once_in(4),
         }
     }
 
@@ -244,11 +247,21 @@ impl World {
         store.heal();
         log.heal();
         marks.heal();
+        // One of each at most: both copies of something may be gone together.
+        let rots = self.rots && end != End::Clean;
+        let (log_rots, marks_rot) = (rots && once_in(2), rots && once_in(2));
+        if log_rots {
+            log.rot();
+        }
+        if marks_rot {
+            marks.rot();
+        }
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
         runtime.block_on(self.oracle.check(&self.devices));
         // What a power cut left is not what a clean stop was about.
         let left = kept.left.filter(|_| end == End::Clean);
-        Kept { left, ..kept }
+        let synced = kept.synced.filter(|_| !log_rots);
+        Kept { left, synced, ..kept }
     }
 
     /// From boot to end.
@@ -313,9 +326,9 @@ impl World {
                 Trouble::FailingLog if once_in(2) => log.fail_writes(),
                 Trouble::FailingLog => log.fail_syncs(),
                 Trouble::HangingLog => log.hang(500 + below(15_000)),
-                Trouble::FailingMarks if once_in(2) => marks.fail_writes(200 + below(8000)),
-                Trouble::FailingMarks => marks.fail_syncs(200 + below(8000)),
-                Trouble::HangingMarks => marks.hang(500 + below(8000)),
+                Trouble::FailingMarks if once_in(3) => marks.fail_syncs(200 + below(8000)),
+                Trouble::FailingMarks => marks.fail_writes(200 + below(16_000)),
+                Trouble::HangingMarks => marks.hang(500 + below(16_000)),
                 Trouble::DeadRemote => bucket.be_dead(1000 + below(20_000)),
                 Trouble::FlakyRemote => faulty.seeded(below(1 << 40), 2 + below(8)),
                 Trouble::TakeOver => {
