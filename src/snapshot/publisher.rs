@@ -266,7 +266,7 @@ impl Publisher {
 
     async fn publish_until(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<Left>, End> {
         self.set_base(self.volume.published().index);
-        if let Some(base) = self.report.base() {
+        if let Some(base) = self.report.base().filter(|_| failpoint::stands(Safeguard::SampleAtOpen)) {
             tokio::select! {
                 biased;
                 () = sample::compare(&self.volume, &self.report, base, self.scan_rate) => {}

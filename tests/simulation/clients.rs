@@ -79,16 +79,17 @@ impl Clients {
             }
             self.step(&volume, habit).await;
             if habit.rest > 0 && once_in(3) {
+                if once_in(2) {
+                    self.operate(&volume, Kind::Flush, Span::new(0, 0), false).await;
+                }
                 let pause = habit.rest - self.ground.now() % habit.rest;
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
         }
     }
 
-    /// One operation.
+    /// One operation of any kind.
     pub async fn step(&self, volume: &Volume, habit: Habit) {
-        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        let begun = Instant::now();
         let span = range(volume.size(), habit);
         let fua = once_in(8);
         let (kind, span) = match below(16) {
@@ -98,6 +99,12 @@ impl Clients {
             3 => (Kind::Read, span),
             _ => (Kind::Write, span),
         };
+        self.operate(volume, kind, span, fua).await;
+    }
+
+    async fn operate(&self, volume: &Volume, kind: Kind, span: Span, fua: bool) {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let begun = Instant::now();
         note!(self.ground, "client: {id} {kind:?} {span}");
         let (covered, losses) = {
             let shared = lock(&self.shared);

@@ -95,6 +95,12 @@ impl LogDevice {
         (state.hangs_until, state.was_faulty) = (until, true);
     }
 
+    /// It is gone: the next boot makes another.
+    pub fn lose(&self) {
+        let state = &mut *lock(&self.state);
+        (state.failed, state.was_faulty) = (true, true);
+    }
+
     pub fn heal(&self) {
         let state = &mut *lock(&self.state);
         (state.fail_writes, state.fail_syncs) = (false, false);

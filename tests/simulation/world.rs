@@ -38,7 +38,7 @@ pub struct Outcome {
 
 /// What a world is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+enum Shape {
     /// Everything at once.
     Busy,
     /// Clients pause for so long that regions cool, while log, marks and remote fail.
@@ -47,15 +47,15 @@ pub enum Shape {
 
 /// Lives through the world of this seed; `remember` keeps its last calls in words.
 pub fn run(seed: u64, remember: bool) -> Outcome {
-    run_shaped(seed, None, remember)
+    run_about(seed, None, remember)
 }
 
-/// As [`run`], of a shape that the seed does not choose.
-pub fn run_shaped(seed: u64, shape: Option<Shape>, remember: bool) -> Outcome {
+/// As [`run`], but where one is named, regions cool and nothing else than that goes wrong.
+pub fn run_about(seed: u64, trouble: Option<Trouble>, remember: bool) -> Outcome {
     let _seeded = seeded::with(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
     ground::panics();
     let ground = Ground::new(remember);
-    let lived = std::panic::catch_unwind(AssertUnwindSafe(|| World::new(ground.clone(), shape).live()));
+    let lived = std::panic::catch_unwind(AssertUnwindSafe(|| World::new(ground.clone(), trouble).live()));
     let panics = ground::panics();
     if panics > 0 {
         broken!(ground, "panic", "{panics} times");
@@ -65,7 +65,7 @@ pub fn run_shaped(seed: u64, shape: Option<Shape>, remember: bool) -> Outcome {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
+pub enum Trouble {
     FailingChanges,
     FailingFlush,
     Unreadable,
@@ -125,13 +125,13 @@ struct World {
 }
 
 impl World {
-    fn new(ground: Ground, shape: Option<Shape>) -> Self {
-        let shape = shape.unwrap_or(if once_in(4) { Shape::Cooling } else { Shape::Busy });
+    fn new(ground: Ground, about: Option<Trouble>) -> Self {
+        let shape = if about.is_some() || once_in(4) { Shape::Cooling } else { Shape::Busy };
         let cooling = shape == Shape::Cooling;
         let ragged = once_in(3);
         let size = match below(8) {
             // One region does as well as several.
-            5.. if cooling => 8 * KIB + below(40 * KIB),
+            2.. if cooling => 8 * KIB + below(40 * KIB),
             0 => 4 * MIB + below(2 * MIB),
             3 => 8 * KIB + below(40 * KIB),
             1 | 2 => MIB + below(MIB),
@@ -182,7 +182,11 @@ impl World {
         let devices = Devices::new(ground.clone(), store.clone(), log, bucket, settings);
         let odds = |trouble| if cooling { if COOLING_TROUBLES.contains(&trouble) { 2 } else { 8 } } else { 4 };
         let troubles = TROUBLES.into_iter().filter(|&trouble| once_in(odds(trouble)));
-        let troubles = if once_in(4) { Vec::new() } else { troubles.collect() };
+        let troubles = match about {
+            Some(trouble) => vec![trouble],
+            None if once_in(4) => Vec::new(),
+            None => troubles.collect(),
+        };
         let rest = if cooling { 2000 + below(4000) } else { 0 };
         let hot_length = (4 * KIB + below(60 * KIB)).min(size);
         let hot = Span::at(below(size - hot_length + 1) / SECTOR * SECTOR, hot_length);
@@ -224,10 +228,11 @@ impl World {
             2 => End::PowerCut,
             _ => End::Clean,
         };
-        let settles = last || end == End::Clean || once_in(3);
+        let settles = last || end == End::Clean || once_in(if self.shape == Shape::Cooling { 6 } else { 3 });
+        let loses_log = self.shape == Shape::Cooling && end != End::Clean && once_in(3);
         let kept = runtime.block_on(async {
             self.ground.begin_life();
-            let kept = self.lead(kept, settles, end == End::Clean).await;
+            let kept = self.lead(kept, settles, end == End::Clean, loses_log).await;
             self.devices.log.abandoned();
             self.devices.marks.abandoned();
             self.ground.end_life(millis(5000));
@@ -265,7 +270,7 @@ impl World {
     }
 
     /// From boot to end.
-    async fn lead(&mut self, kept: Kept, settles: bool, clean: bool) -> Kept {
+    async fn lead(&mut self, kept: Kept, settles: bool, clean: bool, loses_log: bool) -> Kept {
         let devices = self.devices.clone();
         let gateway = devices.boot(&kept);
         let mut clients = JoinSet::new();
@@ -273,20 +278,30 @@ impl World {
             clients.spawn(self.clients.clone().run(gateway.volume.clone(), self.habit));
         }
         let watching = tokio::spawn(watch(devices.clone(), self.clients.clone(), gateway.volume.clone()));
-        let lasts = millis(if self.shape == Shape::Cooling { 20_000 } else { 8000 });
+        let cooling = self.shape == Shape::Cooling;
+        let lasts = millis(if cooling { 20_000 } else { 8000 });
         let mut other = Other::None;
         let troubling = self.trouble(&gateway, &mut other);
         if settles {
             tokio::join!(troubling, async { while clients.join_next().await.is_some() {} });
             self.settle(&gateway, other).await;
         } else {
-            let _ = tokio::time::timeout(lasts, troubling).await;
+            let living = async {
+                troubling.await;
+                if cooling {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let _ = tokio::time::timeout(lasts, living).await;
         }
         watching.abort();
         let progress = *gateway.volume.log().watch().borrow();
         let sound = progress.era == 0 && !progress.failed;
         let volume = gateway.opened.borrow().or(kept.volume);
         let take_over = kept.take_over || other != Other::None;
+        if loses_log {
+            devices.log.lose();
+        }
         let uncovered = self.is_uncovered(&gateway.volume).await;
         let left = if settles && clean { gateway.leave(&devices.store).await } else { None };
         Kept { left, volume, take_over, synced: sound.then_some(progress.synced), uncovered }
@@ -307,6 +322,12 @@ impl World {
     /// What goes wrong in this life.
     async fn trouble(&self, gateway: &Gateway, other: &mut Other) {
         let Devices { store, log, marks, bucket, faulty, .. } = &*self.devices;
+        if self.shape == Shape::Cooling && !self.troubles.is_empty() && once_in(3) {
+            while gateway.opened.borrow().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            bucket.be_dead(2000 + below(10_000));
+        }
         for _ in 0..below(4) {
             tokio::time::sleep(millis(if self.shape == Shape::Cooling { 6000 } else { 2500 })).await;
             let Some(&trouble) = self.troubles.get(below(self.troubles.len() as u64) as usize) else { return };
@@ -380,6 +401,8 @@ impl World {
         if tokio::time::timeout(within, settled).await.is_err() {
             let (state, lag) = (volume.state(), volume.lag());
             let error = gateway.report.last_error();
+            // Why it does not says more than that.
+            self.oracle.check(&self.devices).await;
             broken!(self.ground, "T8", "not settled: {state:?}, {lag:?}, {:?}, {error:?}", volume.cut());
             return;
         }
