@@ -9,8 +9,8 @@ use crate::failpoint::{self, Safeguard};
 /// The most that finding out may take.
 const TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Which safeguard, in worlds about which trouble if any, and the seeds of the worlds that are asked: they begin where one was found that notices. What is
-/// missing here (the other rules of cooling) is shown by the tests of `volume::heat`.
+/// Which safeguard, in worlds about which trouble if any, and the seeds of the worlds that are asked: they begin where
+/// one was found that notices. What is missing here (the other rules of cooling) is shown by the tests of `volume::heat`.
 /// In worlds about one trouble the sample that is compared at each start is missing too: it is all of their volumes, and
 /// would find whatever went wrong.
 const CANARIES: &[(Safeguard, Option<Trouble>, std::ops::Range<u64>)] = &[
