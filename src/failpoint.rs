@@ -41,13 +41,17 @@ pub enum Safeguard {
     FlushForwarded,
     /// A record that the log refused ends logging.
     OverflowEndsLogging,
+    /// What was written last is compared at a start, whatever the marks say.
+    SampleAtOpen,
+    /// Log and chain are told that the marks may be wrong before changes go unmarked.
+    Foretold,
 }
 
 /// Whether it stands.
 #[inline]
 pub fn stands(safeguard: Safeguard) -> bool {
     #[cfg(test)]
-    return missing::MISSING.get() != Some(safeguard);
+    return missing::MISSING.get() & missing::bit(safeguard) == 0;
     #[cfg(not(test))]
     {
         let _ = safeguard;
@@ -64,21 +68,26 @@ mod missing {
     use std::cell::Cell;
 
     thread_local! {
-        pub(super) static MISSING: Cell<Option<Safeguard>> = const { Cell::new(None) };
+        /// A bit for each.
+        pub(super) static MISSING: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub(super) fn bit(safeguard: Safeguard) -> u64 {
+        1 << safeguard as u64
     }
 
     /// Until it is dropped, the safeguard is missing on this thread.
     #[must_use]
-    pub struct Without(());
+    pub struct Without(Safeguard);
 
     pub fn without(safeguard: Safeguard) -> Without {
-        MISSING.set(Some(safeguard));
-        Without(())
+        MISSING.set(MISSING.get() | bit(safeguard));
+        Without(safeguard)
     }
 
     impl Drop for Without {
         fn drop(&mut self) {
-            MISSING.set(None);
+            MISSING.set(MISSING.get() & !bit(self.0));
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod seeded {
 
     thread_local! {
         static STATE: Cell<Option<u64>> = const { Cell::new(None) };
+        static LASTS: Cell<u64> = const { Cell::new(0) };
     }
 
     /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -51,6 +52,16 @@ pub mod seeded {
     /// Whether this thread is in a simulated world.
     pub fn is_here() -> bool {
         STATE.get().is_some()
+    }
+
+    /// The blocking call that a device is in lasts so many milliseconds at least.
+    pub fn lasts(millis: u64) {
+        LASTS.set(LASTS.get().max(millis));
+    }
+
+    /// How long the call that has ended lasts.
+    pub fn lasted() -> u64 {
+        LASTS.take()
     }
 
     /// The next number of the world; none outside of one.

@@ -10,8 +10,12 @@ pub struct Died;
 pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, Died> {
     #[cfg(test)]
     if let Some(drawn) = crate::random::seeded::draw() {
-        tokio::time::sleep(std::time::Duration::from_millis(drawn % 8)).await;
-        return Ok(call());
+        use crate::random::seeded;
+        // What it does is done at once, and known when it returns.
+        seeded::lasted();
+        let returned = call();
+        tokio::time::sleep(std::time::Duration::from_millis(drawn % 8 + seeded::lasted())).await;
+        return Ok(returned);
     }
     tokio::task::spawn_blocking(call).await.map_err(|_| Died)
 }

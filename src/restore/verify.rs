@@ -16,6 +16,7 @@ use crate::format::pack::verify_pack;
 use crate::format::run::verify_run;
 use crate::format::{FormatError, Keys, ObjectHash, ObjectRef, PackContent};
 use crate::remote::{Remote, RemoteError};
+use crate::task;
 use crate::units::EntryNumber;
 
 /// Objects in memory at a time: enough that reading, hashing and decoding keep two cores and a network busy.
@@ -38,7 +39,7 @@ pub enum Fault {
     UnknownBase,
     /// Checking it came to no end.
     #[error("could not be checked")]
-    Unchecked(#[source] tokio::task::JoinError),
+    Unchecked(#[source] task::Died),
 }
 
 /// An object with a fault, by its key.
@@ -167,5 +168,5 @@ async fn verify_one(remote: &Remote, keys: &Keys, kind: Kind, object: ObjectRef)
             Sound { packs: Vec::new(), records: data.count() as u64 }
         }),
     };
-    Ok(tokio::task::spawn_blocking(check).await.map_err(Fault::Unchecked)??)
+    Ok(task::blocking(check).await.map_err(Fault::Unchecked)??)
 }

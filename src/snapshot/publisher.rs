@@ -302,6 +302,9 @@ impl Publisher {
 
     /// Whether the store can be what was shadowed last.
     async fn look_at_store(&self) -> Result<(), End> {
+        if !failpoint::stands(Safeguard::SampleAtOpen) {
+            return Ok(());
+        }
         if let Some(base) = self.report.base() {
             sample::compare(&self.volume, &self.report, base, self.scan_rate).await;
         }

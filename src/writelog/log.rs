@@ -510,7 +510,8 @@ impl Shared {
     pub fn revived(&self, sound: &[u32]) {
         let mut queue = lock(&self.queue);
         queue.revive = false;
-        queue.retiring.retain(|slot| !sound.contains(slot));
+        // Those that are not are nobody's any more.
+        queue.retiring.clear();
         sound.iter().for_each(|&slot| self.pool.give_back(self.volume, slot));
         *self.failure.write() = None;
         self.progress.send_modify(|progress| progress.failed = false);

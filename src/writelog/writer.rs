@@ -226,29 +226,44 @@ impl Writer {
 
     fn sync(&mut self) -> Result<(), LogFailure> {
         let before = *self.shared.progress.borrow();
+        self.sync_dirty()?;
+        self.dirty_since = None;
+        self.be_sound()?;
+        self.synced(before.era, before.appended);
+        Ok(())
+    }
+
+    /// A log that begins anew after a failure is found before the old one from now on, and the superblock says so.
+    fn be_sound(&mut self) -> Result<(), LogFailure> {
+        if !mem::take(&mut self.revived) {
+            return Ok(());
+        }
+        let marked = self.shared.busy.during(|| self.shared.pool.mark_sound(self.shared.volume));
+        marked.map_err(|error| LogFailure::Superblock { error: error.into() })
+    }
+
+    fn sync_dirty(&mut self) -> Result<(), LogFailure> {
         for (slot, segment) in mem::take(&mut self.dirty) {
             let synced = self.shared.busy.during(|| segment.sync());
             synced.map_err(|error| LogFailure::Sync { slot, error: error.into() })?;
         }
-        self.dirty_since = None;
-        if mem::take(&mut self.revived) {
-            // The new log is found before the old one from now on.
-            let kept = self.shared.busy.during(|| self.shared.pool.mark_sound(self.shared.volume));
-            kept.map_err(|error| LogFailure::Superblock { error: error.into() })?;
-        }
-        self.synced(before.era, before.appended);
         Ok(())
     }
 
     /// What recovery read may have been in the page cache only.
     fn sync_recovered(&mut self, slots: Vec<u32>) -> Result<(), LogFailure> {
         let before = *self.shared.progress.borrow();
+        self.open_dirty(slots)?;
+        self.sync_dirty()?;
+        self.synced(before.era, before.appended);
+        Ok(())
+    }
+
+    fn open_dirty(&mut self, slots: Vec<u32>) -> Result<(), LogFailure> {
         for slot in slots {
             let segment = self.open(slot)?;
-            let synced = self.shared.busy.during(|| segment.sync());
-            synced.map_err(|error| LogFailure::Sync { slot, error: error.into() })?;
+            self.dirty.push((slot, segment));
         }
-        self.synced(before.era, before.appended);
         Ok(())
     }
 
@@ -330,19 +345,17 @@ impl Writer {
 
 #[cfg(test)]
 impl Writer {
-    /// As [`Self::run`], in virtual time: each call takes as long as the disk says, and then happens at once.
+    /// As [`Self::run`], in virtual time: what a call does is done at once, and the call lasts as long as the disk says.
     async fn run_simulated(mut self, recovered: Vec<u32>) {
-        self.call().await;
-        if let Err(failure) = self.sync_recovered(recovered) {
+        let opened = self.open_dirty(recovered);
+        let synced = self.sync_simulated().await;
+        if let Err(failure) = opened.and(synced) {
             self.fail(failure);
         }
         loop {
             let done = match self.next_simulated().await {
                 Job::Write(batch) => self.write_simulated(&batch).await.map(|()| self.written(batch)),
-                Job::Sync => {
-                    self.call().await;
-                    self.sync()
-                }
+                Job::Sync => self.sync_simulated().await,
                 Job::Revive => {
                     self.call().await;
                     self.revive()
@@ -371,12 +384,25 @@ impl Writer {
     }
 
     async fn write_simulated(&mut self, batch: &Batch) -> Result<(), LogFailure> {
+        let begun = self.begin(batch);
         if batch.begins.is_some() {
             self.call().await;
         }
-        self.begin(batch)?;
+        begun?;
+        let appended = self.append(batch);
         self.call().await;
-        self.append(batch)
+        appended
+    }
+
+    async fn sync_simulated(&mut self) -> Result<(), LogFailure> {
+        let before = *self.shared.progress.borrow();
+        let synced = self.sync_dirty();
+        self.call().await;
+        synced?;
+        self.dirty_since = None;
+        self.be_sound()?;
+        self.synced(before.era, before.appended);
+        Ok(())
     }
 
     /// Is in a call to the disk, for as long as it takes.

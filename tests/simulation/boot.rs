@@ -8,15 +8,15 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::bucket::Bucket;
-use super::ground::{Ground, broken, note, once_in};
+use super::ground::{Ground, broken, note};
 use super::log_device::LogDevice;
+use super::marks_device::MarksDevice;
 use super::store::Store;
 use crate::chain::Opening;
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::format::names::VolumeName;
 use crate::format::{InstanceId, VolumeId};
-use crate::marks::simulated::SimulatedFile;
 use crate::remote::faulty::FaultyStore;
 use crate::remote::{Limits, Remote};
 use crate::snapshot::publisher::{self, Expected, Left, Parts};
@@ -24,8 +24,8 @@ use crate::snapshot::status::Report;
 use crate::snapshot::upload::Memory;
 use crate::units::{Generation, LogIndex, Timestamp};
 use crate::volume::boot::Found;
-use crate::volume::{self, Pace, Volume};
-use crate::writelog::{Ended, Look, Opened, Pool};
+use crate::volume::{self, MarksFail, Pace, Volume};
+use crate::writelog::{Ended, Opened, Pool};
 
 const VOLUME: VolumeId = VolumeId([9; 16]);
 /// The day on which every world begins.
@@ -36,7 +36,7 @@ pub struct Devices {
     pub ground: Ground,
     pub store: Store,
     pub log: LogDevice,
-    pub marks: SimulatedFile,
+    pub marks: MarksDevice,
     pub bucket: Bucket,
     pub faulty: Arc<FaultyStore>,
     /// What the gateway sees of the bucket.
@@ -57,6 +57,7 @@ pub struct Settings {
     /// An old connection to the store is over within.
     pub quarantine: Option<Duration>,
     pub hot_max: u64,
+    pub marks_fail: MarksFail,
 }
 
 /// What the last life left in its state folder.
@@ -69,6 +70,8 @@ pub struct Kept {
     pub take_over: bool,
     /// The log was synced up to here, and nothing was dropped of it since it began at this life's start.
     pub synced: Option<LogIndex>,
+    /// Marks, log and remote failed at once before it ended: nothing can tell that everything is to be compared.
+    pub uncovered: bool,
 }
 
 pub struct Gateway {
@@ -90,16 +93,8 @@ impl Devices {
             ..Limits::default()
         };
         let remote = Remote::with_store(faulty.clone(), Path::default(), limits);
-        Self { ground, store, log, marks: SimulatedFile::default(), bucket, faulty, remote, settings }
-    }
-
-    /// What a power cut makes of the marks' file: of what was not synced one write in so many is done, in part.
-    pub fn cut_marks(&self, keep_one_in: u64) {
-        let image = self.marks.power_cut(|_, _| once_in(keep_one_in));
-        let state = &mut *self.marks.state();
-        state.durable.clone_from(&image);
-        state.cached = image;
-        state.unsynced.clear();
+        let marks = MarksDevice::new(ground.clone());
+        Self { ground, store, log, marks, bucket, faulty, remote, settings }
     }
 
     /// The bucket without faults, for those who check.
@@ -152,11 +147,16 @@ impl Devices {
     pub fn boot(&self, kept: &Kept) -> Gateway {
         let size = self.store.geometry().size;
         let mut found = Found::read("disk0", VOLUME, size, self.marks.io()).expect("marks can be written");
+        if kept.uncovered {
+            found.distrust().expect("marks can be written");
+        }
+        found.log_found(self.log.look()).expect("marks can be written");
         let opened = self.log.open();
-        let log = (!opened.created).then_some(opened.log);
-        found.log_found(Look { log, doubted: false }).expect("marks can be written");
         let pool = self.open_log(kept, opened);
         let start = found.start(&pool, opened, kept.left.is_some()).expect("marks can be written");
+        // Nobody is killed while it starts.
+        self.log.rests();
+        self.marks.rests();
         let (records, hot) = (start.replay.descriptors.len(), start.hot.len());
         note!(self.ground, "gateway: boots with {records} records and {hot} hot regions, {:?}", start.facts);
         let settings = volume::Settings {
@@ -168,6 +168,7 @@ impl Devices {
             },
             quarantine: self.settings.quarantine,
             hot_max: self.settings.hot_max,
+            marks_fail: self.settings.marks_fail,
             ..volume::Settings::default()
         };
         let expected = Expected {

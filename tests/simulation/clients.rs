@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::ground::{Ground, below, broken, lock, millis, note, once_in};
 use super::store::{Kind, Store};
-use crate::disk::{Disk, ZeroMode};
+use crate::disk::{Disk, DiskError, Errno, ZeroMode};
 use crate::units::{KIB, SECTOR, Span};
-use crate::volume::Volume;
+use crate::volume::{MARK_MAX, MarksFail, Volume};
 
 /// The most that a request takes here: the store's own time, that of a few before it on the same range, and the bound
 /// of a flush that waits for the log.
@@ -22,6 +22,10 @@ const WAIT_MAX: Duration = Duration::from_secs(4);
 pub struct Clients {
     pub ground: Ground,
     pub store: Store,
+    /// Of the volume.
+    marks_fail: MarksFail,
+    /// So many at once.
+    count: u64,
     next: Arc<AtomicU64>,
     shared: Arc<Mutex<Shared>>,
 }
@@ -46,11 +50,13 @@ pub struct Habit {
     pub hot: Span,
     /// Any byte, not only whole sectors.
     pub ragged: bool,
+    /// After a few operations all clients pause until the next multiple of so many milliseconds, if it is not zero.
+    pub rest: u64,
 }
 
 impl Clients {
-    pub fn new(ground: Ground, store: Store) -> Self {
-        Self { ground, store, next: Arc::default(), shared: Arc::default() }
+    pub fn new(ground: Ground, store: Store, marks_fail: MarksFail, count: u64) -> Self {
+        Self { ground, store, marks_fail, count, next: Arc::default(), shared: Arc::default() }
     }
 
     /// The newest sequence that a client has an answer to.
@@ -72,13 +78,18 @@ impl Clients {
                 tokio::time::sleep(millis(if once_in(10) { 900 } else { 60 })).await;
             }
             self.step(&volume, habit).await;
+            if habit.rest > 0 && once_in(3) {
+                if once_in(2) {
+                    self.operate(&volume, Kind::Flush, Span::new(0, 0), false).await;
+                }
+                let pause = habit.rest - self.ground.now() % habit.rest;
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
         }
     }
 
-    /// One operation.
+    /// One operation of any kind.
     pub async fn step(&self, volume: &Volume, habit: Habit) {
-        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        let begun = Instant::now();
         let span = range(volume.size(), habit);
         let fua = once_in(8);
         let (kind, span) = match below(16) {
@@ -88,6 +99,12 @@ impl Clients {
             3 => (Kind::Read, span),
             _ => (Kind::Write, span),
         };
+        self.operate(volume, kind, span, fua).await;
+    }
+
+    async fn operate(&self, volume: &Volume, kind: Kind, span: Span, fua: bool) {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let begun = Instant::now();
         note!(self.ground, "client: {id} {kind:?} {span}");
         let (covered, losses) = {
             let shared = lock(&self.shared);
@@ -103,7 +120,14 @@ impl Clients {
         };
         let took = begun.elapsed();
         note!(self.ground, "client: {id} answered {answer:?}");
-        if took > WAIT_MAX {
+        // Whose marks cannot be written waits for them to be refused, and holds up all that overlap meanwhile.
+        let refuses = self.marks_fail == MarksFail::Refuse;
+        let wait_max = WAIT_MAX + if refuses { MARK_MAX * self.count as u32 } else { Duration::ZERO };
+        let refused = answer == Err(DiskError::Refused(Errno::EIO)) && !matches!(kind, Kind::Read | Kind::Flush);
+        if refuses && refused && took >= MARK_MAX && took <= wait_max {
+            return;
+        }
+        if took > wait_max {
             broken!(self.ground, "T1", "operation {id} ({kind:?} {span}) waited for {took:?}");
         }
         let Some(effect) = self.store.claim(kind, span, answer, &content) else {

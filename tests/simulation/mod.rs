@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  clients ──► Volume ──► store       volatile cache, subsets and tearing, EIO, loss of the connection, crashes
-//!                │  └───► log device  the same, and hanging, full
+//!                │  ├───► log device  the same, and hanging, full
+//!                │  └───► marks       the same
 //!                └─publisher──► bucket  errors, lost answers, late puts, silence
 //!  oracle: reads the chain as anyone could, and knows what the store was after every operation
 //! ```
@@ -18,7 +19,10 @@ mod clients;
 mod ground;
 mod image;
 mod log_device;
+mod marks_device;
+mod medium;
 mod oracle;
+mod restored;
 mod store;
 mod world;
 
@@ -94,15 +98,20 @@ fn every_promise_holds_in_the_last_quarter_of_worlds() {
     assert_held(3 * WORLDS..4 * WORLDS);
 }
 
-/// For `tests/simulate`: as many worlds as it says, from the seed that it says.
-#[test]
-#[ignore = "as long as wanted; tests/simulate runs it"]
-fn every_promise_holds_in_as_many_worlds_as_wanted() {
+/// How many worlds, and from which seed on.
+fn wanted_worlds() -> (u64, u64) {
     let number = |name: &str, default: u64| {
         std::env::var(name)
             .map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
     };
-    let (worlds, first) = (number("SIMULATE_WORLDS", 20), number("SIMULATE_FIRST_SEED", 10_000_000));
+    (number("SIMULATE_WORLDS", 20), number("SIMULATE_FIRST_SEED", 10_000_000))
+}
+
+/// For `tests/simulate`: as many worlds as it says, from the seed that it says.
+#[test]
+#[ignore = "as long as wanted; tests/simulate runs it"]
+fn every_promise_holds_in_as_many_worlds_as_wanted() {
+    let (worlds, first) = wanted_worlds();
     if worlds == 1 {
         show(first);
     }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::boot::Devices;
-use super::ground::{broken, note};
+use super::ground::{broken, note, once_in};
 use super::image::Images;
+use super::restored;
 use super::store::hash;
 use crate::chain::resolve::{Content, Resolver};
 use crate::chain::{At, ChainError, ChainReader, is_offered, of_gateway};
@@ -126,16 +127,28 @@ impl Oracle {
         }
     }
 
-    /// Every point ever seen still holds what it held (T5).
+    /// Every point ever seen still holds what it held, and some of them are restored (T5).
     pub async fn check_all_again(&self, devices: &Devices) {
         let Some(chain) = chain(devices).await else { return };
         for (entry, before) in self.points.values() {
             match held(devices, &chain, entry, None).await {
-                Ok(held) if hash(&held.bytes) == *before => {}
+                Ok(held) if hash(&held.bytes) == *before => {
+                    if once_in(self.points.len() as u64) {
+                        restored::check(devices, &chain, entry, &held.bytes).await;
+                    }
+                }
                 Ok(_) => broken!(devices.ground, "T5", "entry {} is not what it was", entry.number),
                 Err(error) => broken!(devices.ground, "T5", "entry {} cannot be read any more: {error}", entry.number),
             }
         }
+    }
+
+    /// The highest that an entry shows by now.
+    pub async fn heartbeat(&self, devices: &Devices) -> u64 {
+        let Some(chain) = chain(devices).await else { return 0 };
+        let end = chain.end(EntryNumber(self.checked)).await.expect("memory answers");
+        let entries = chain.entries(1..=end.0).await.expect("memory answers");
+        entries.iter().map(|entry| entry.heartbeat).max().unwrap_or(0)
     }
 
     /// Nothing changes, and all is published: the newest point equals the store (T3, T5).

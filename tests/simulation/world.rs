@@ -18,7 +18,7 @@ use crate::chain::ChainWriter;
 use crate::disk::{Abilities, BlockSizes, Disk, Geometry};
 use crate::random::seeded;
 use crate::units::{KIB, MIB, REQUEST_MAX, SECTOR, Sequence, Span};
-use crate::volume::{Sequences, State};
+use crate::volume::{MarksFail, Sequences, State, Volume};
 
 /// By then whatever can be published is, when nothing fails any more.
 const SETTLED_WITHIN: Duration = Duration::from_secs(600);
@@ -36,12 +36,26 @@ pub struct Outcome {
     pub tail: Vec<String>,
 }
 
+/// What a world is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// Everything at once.
+    Busy,
+    /// Clients pause for so long that regions cool, while log, marks and remote fail.
+    Cooling,
+}
+
 /// Lives through the world of this seed; `remember` keeps its last calls in words.
 pub fn run(seed: u64, remember: bool) -> Outcome {
+    run_about(seed, None, remember)
+}
+
+/// As [`run`], but where one is named, regions cool and nothing else than that goes wrong.
+pub fn run_about(seed: u64, trouble: Option<Trouble>, remember: bool) -> Outcome {
     let _seeded = seeded::with(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
     ground::panics();
     let ground = Ground::new(remember);
-    let lived = std::panic::catch_unwind(AssertUnwindSafe(|| World::new(ground.clone()).live()));
+    let lived = std::panic::catch_unwind(AssertUnwindSafe(|| World::new(ground.clone(), trouble).live()));
     let panics = ground::panics();
     if panics > 0 {
         broken!(ground, "panic", "{panics} times");
@@ -51,7 +65,7 @@ pub fn run(seed: u64, remember: bool) -> Outcome {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
+pub enum Trouble {
     FailingChanges,
     FailingFlush,
     Unreadable,
@@ -59,12 +73,14 @@ enum Trouble {
     CrashedStore,
     FailingLog,
     HangingLog,
+    FailingMarks,
+    HangingMarks,
     DeadRemote,
     FlakyRemote,
     TakeOver,
 }
 
-const TROUBLES: [Trouble; 10] = [
+const TROUBLES: [Trouble; 12] = [
     Trouble::FailingChanges,
     Trouble::FailingFlush,
     Trouble::Unreadable,
@@ -72,10 +88,16 @@ const TROUBLES: [Trouble; 10] = [
     Trouble::CrashedStore,
     Trouble::FailingLog,
     Trouble::HangingLog,
+    Trouble::FailingMarks,
+    Trouble::HangingMarks,
     Trouble::DeadRemote,
     Trouble::FlakyRemote,
     Trouble::TakeOver,
 ];
+
+/// Those that make a difference where regions cool.
+const COOLING_TROUBLES: [Trouble; 5] =
+    [Trouble::FailingLog, Trouble::FailingMarks, Trouble::HangingMarks, Trouble::DeadRemote, Trouble::FailingChanges];
 
 /// How a gateway's life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +111,7 @@ enum End {
 
 struct World {
     ground: Ground,
+    shape: Shape,
     devices: Arc<Devices>,
     clients: Clients,
     oracle: Oracle,
@@ -97,12 +120,18 @@ struct World {
     count: u64,
     /// Of what was not flushed a power cut leaves one in so many.
     keep_one_in: u64,
+    /// Between its lives sectors of log and marks rot.
+    rots: bool,
 }
 
 impl World {
-    fn new(ground: Ground) -> Self {
+    fn new(ground: Ground, about: Option<Trouble>) -> Self {
+        let shape = if about.is_some() || once_in(4) { Shape::Cooling } else { Shape::Busy };
+        let cooling = shape == Shape::Cooling;
         let ragged = once_in(3);
         let size = match below(8) {
+            // One region does as well as several.
+            2.. if cooling => 8 * KIB + below(40 * KIB),
             0 => 4 * MIB + below(2 * MIB),
             3 => 8 * KIB + below(40 * KIB),
             1 | 2 => MIB + below(MIB),
@@ -145,25 +174,35 @@ impl World {
             sync_log: once_in(4),
             commit_every: Duration::from_millis(20 + below(if once_in(3) { 3000 } else { 400 })),
             in_flight: if once_in(6) { 128 * KIB } else { 64 * MIB },
-            generation: Duration::from_millis(100 + below(1500)),
+            generation: Duration::from_millis(100 + below(if cooling { 200 } else { 1500 })),
             quarantine: once_in(3).then_some(Duration::from_millis(4000)),
-            hot_max: below(4),
+            hot_max: if cooling { 0 } else { below(4) },
+            marks_fail: if once_in(4) { MarksFail::Refuse } else { MarksFail::Forward },
         };
         let devices = Devices::new(ground.clone(), store.clone(), log, bucket, settings);
-        let troubles = if once_in(4) { Vec::new() } else { TROUBLES.into_iter().filter(|_| once_in(4)).collect() };
+        let odds = |trouble| if cooling { if COOLING_TROUBLES.contains(&trouble) { 2 } else { 8 } } else { 4 };
+        let troubles = TROUBLES.into_iter().filter(|&trouble| once_in(odds(trouble)));
+        let troubles = match about {
+            Some(trouble) => vec![trouble],
+            None if once_in(4) => Vec::new(),
+            None => troubles.collect(),
+        };
+        let rest = if cooling { 2000 + below(4000) } else { 0 };
         let hot_length = (4 * KIB + below(60 * KIB)).min(size);
         let hot = Span::at(below(size - hot_length + 1) / SECTOR * SECTOR, hot_length);
-        let (operations, count) = (10 + below(60), 1 + below(6));
-        note!(ground, "world: {size} bytes, {settings:?}, {troubles:?}, {count} clients");
+        let (operations, count) = (10 + below(if cooling { 30 } else { 60 }), 1 + below(if cooling { 2 } else { 6 }));
+        note!(ground, "world: {shape:?}, {size} bytes, {settings:?}, {troubles:?}, {count} clients");
         Self {
-            clients: Clients::new(ground.clone(), store),
+            clients: Clients::new(ground.clone(), store, settings.marks_fail, count),
             oracle: Oracle::new(size),
             devices: Arc::new(devices),
             ground,
+            shape,
             troubles,
-            habit: Habit { operations, hot, ragged },
+            habit: Habit { operations, hot, ragged, rest },
             count,
             keep_one_in: 1 + below(4),
+            rots: once_in(4),
         }
     }
 
@@ -189,35 +228,49 @@ impl World {
             2 => End::PowerCut,
             _ => End::Clean,
         };
-        let settles = last || end == End::Clean || once_in(3);
+        let settles = last || end == End::Clean || once_in(if self.shape == Shape::Cooling { 6 } else { 3 });
+        let loses_log = self.shape == Shape::Cooling && end != End::Clean && once_in(3);
         let kept = runtime.block_on(async {
             self.ground.begin_life();
-            let kept = self.lead(kept, settles, end == End::Clean).await;
+            let kept = self.lead(kept, settles, end == End::Clean, loses_log).await;
+            self.devices.log.abandoned();
+            self.devices.marks.abandoned();
             self.ground.end_life(millis(5000));
             kept
         });
         drop(runtime);
         note!(self.ground, "world: {end:?}");
-        let Devices { store, log, bucket, .. } = &*self.devices;
+        let Devices { store, log, marks, bucket, .. } = &*self.devices;
         if end == End::PowerCut {
             store.power_cut(self.keep_one_in);
             log.power_cut(self.keep_one_in);
-            self.devices.cut_marks(self.keep_one_in);
+            marks.power_cut(self.keep_one_in);
             self.clients.forget();
         }
         store.abandoned();
         bucket.abandoned();
         store.heal();
         log.heal();
+        marks.heal();
+        // One of each at most: both copies of something may be gone together.
+        let rots = self.rots && end != End::Clean;
+        let (log_rots, marks_rot) = (rots && once_in(2), rots && once_in(2));
+        if log_rots {
+            log.rot();
+        }
+        if marks_rot {
+            marks.rot();
+        }
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
         runtime.block_on(self.oracle.check(&self.devices));
         // What a power cut left is not what a clean stop was about.
         let left = kept.left.filter(|_| end == End::Clean);
-        Kept { left, ..kept }
+        let synced = kept.synced.filter(|_| !log_rots);
+        Kept { left, synced, ..kept }
     }
 
     /// From boot to end.
-    async fn lead(&mut self, kept: Kept, settles: bool, clean: bool) -> Kept {
+    async fn lead(&mut self, kept: Kept, settles: bool, clean: bool, loses_log: bool) -> Kept {
         let devices = self.devices.clone();
         let gateway = devices.boot(&kept);
         let mut clients = JoinSet::new();
@@ -225,29 +278,58 @@ impl World {
             clients.spawn(self.clients.clone().run(gateway.volume.clone(), self.habit));
         }
         let watching = tokio::spawn(watch(devices.clone(), self.clients.clone(), gateway.volume.clone()));
-        let lasts = Duration::from_millis(below(8000));
+        let cooling = self.shape == Shape::Cooling;
+        let lasts = millis(if cooling { 20_000 } else { 8000 });
         let mut other = Other::None;
         let troubling = self.trouble(&gateway, &mut other);
         if settles {
             tokio::join!(troubling, async { while clients.join_next().await.is_some() {} });
             self.settle(&gateway, other).await;
         } else {
-            let _ = tokio::time::timeout(lasts, troubling).await;
+            let living = async {
+                troubling.await;
+                if cooling {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let _ = tokio::time::timeout(lasts, living).await;
         }
         watching.abort();
         let progress = *gateway.volume.log().watch().borrow();
         let sound = progress.era == 0 && !progress.failed;
         let volume = gateway.opened.borrow().or(kept.volume);
         let take_over = kept.take_over || other != Other::None;
+        if loses_log {
+            devices.log.lose();
+        }
+        let uncovered = self.is_uncovered(&gateway.volume).await;
         let left = if settles && clean { gateway.leave(&devices.store).await } else { None };
-        Kept { left, volume, take_over, synced: sound.then_some(progress.synced) }
+        Kept { left, volume, take_over, synced: sound.then_some(progress.synced), uncovered }
+    }
+
+    /// Whether the marks may be wrong, and neither the log nor the remote can tell: the one case in which a crash may
+    /// cost what is not known.
+    async fn is_uncovered(&self, volume: &Volume) -> bool {
+        let (heartbeat, ahead) = volume.heartbeat();
+        let told = || async { self.oracle.heartbeat(&self.devices).await >= heartbeat };
+        let uncovered = (ahead || volume.state() == State::Untracked) && self.devices.log.was_faulty() && !told().await;
+        if uncovered {
+            note!(self.ground, "world: marks, log and remote failed at once");
+        }
+        uncovered
     }
 
     /// What goes wrong in this life.
     async fn trouble(&self, gateway: &Gateway, other: &mut Other) {
-        let Devices { store, log, bucket, faulty, .. } = &*self.devices;
+        let Devices { store, log, marks, bucket, faulty, .. } = &*self.devices;
+        if self.shape == Shape::Cooling && !self.troubles.is_empty() && once_in(3) {
+            while gateway.opened.borrow().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            bucket.be_dead(2000 + below(10_000));
+        }
         for _ in 0..below(4) {
-            tokio::time::sleep(millis(2500)).await;
+            tokio::time::sleep(millis(if self.shape == Shape::Cooling { 6000 } else { 2500 })).await;
             let Some(&trouble) = self.troubles.get(below(self.troubles.len() as u64) as usize) else { return };
             note!(self.ground, "world: {trouble:?}");
             match trouble {
@@ -265,6 +347,9 @@ impl World {
                 Trouble::FailingLog if once_in(2) => log.fail_writes(),
                 Trouble::FailingLog => log.fail_syncs(),
                 Trouble::HangingLog => log.hang(500 + below(15_000)),
+                Trouble::FailingMarks if once_in(3) => marks.fail_syncs(200 + below(8000)),
+                Trouble::FailingMarks => marks.fail_writes(200 + below(16_000)),
+                Trouble::HangingMarks => marks.hang(500 + below(16_000)),
                 Trouble::DeadRemote => bucket.be_dead(1000 + below(20_000)),
                 Trouble::FlakyRemote => faulty.seeded(below(1 << 40), 2 + below(8)),
                 Trouble::TakeOver => {
@@ -284,9 +369,10 @@ impl World {
 
     /// Nothing fails any more: everything is published, or this gateway is fenced.
     async fn settle(&mut self, gateway: &Gateway, other: Other) {
-        let Devices { store, log, bucket, faulty, .. } = &*self.devices;
+        let Devices { store, log, marks, bucket, faulty, .. } = &*self.devices;
         store.heal();
         log.heal();
+        marks.heal();
         bucket.heal();
         faulty.heal();
         note!(self.ground, "world: settles");
@@ -313,6 +399,8 @@ impl World {
         if tokio::time::timeout(within, settled).await.is_err() {
             let (state, lag) = (volume.state(), volume.lag());
             let error = gateway.report.last_error();
+            // Why it does not says more than that.
+            self.oracle.check(&self.devices).await;
             broken!(self.ground, "T8", "not settled: {state:?}, {lag:?}, {:?}, {error:?}", volume.cut());
             return;
         }
@@ -342,7 +430,7 @@ enum Other {
 }
 
 /// The lag is never zero while an answered change is unpublished (T8).
-async fn watch(devices: Arc<Devices>, clients: Clients, volume: crate::volume::Volume) {
+async fn watch(devices: Arc<Devices>, clients: Clients, volume: Volume) {
     let mut lagging = false;
     loop {
         tokio::time::sleep(Duration::from_millis(700)).await;
