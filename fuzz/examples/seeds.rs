@@ -297,6 +297,10 @@ fn marks() {
     write("marks", "odd-lost-batch", &[&[2, 4], &headers(&small, &older), &one_page, &ring[ring.len() / 2..]]);
     write("marks", "odd-short", &[&[2 | 1 << 7, 3], &headers(&small, &older), &one_page, &changes]);
     write("marks", "odd-absent", &[&[5, 0], &changes]);
+    let last = Header { ordinal: Stamp::ORDINAL_MAX, ..header(77 * REGION, 3, 7, 1) };
+    write("marks", "odd-last-ordinal", &[&[2, 3], &headers(&older, &last), &one_page, &changes]);
+    let last = header(77 * REGION, 3, u64::MAX >> 1, 1);
+    write("marks", "odd-last-number", &[&[2, 3], &headers(&older, &last), &one_page, &changes]);
     let large = header(size, 4, 250, 0);
     let some = [page(0, 0, 0, 4), page(0, 1, 0, 3), page(1, 0, 7, 4), page(2, 0, 2, 4)].concat();
     write("marks", "odd-large", &[&[5, 6], &headers(&large, &large), &some, &changes]);
