@@ -110,7 +110,7 @@ pub(super) async fn run(core: Weak<Core>, pace: Pace, wanted: Arc<Notify>, mut f
                 if failed {
                     wanted.notify_one();
                 } else if caught_up {
-                    core.doubt_no_more();
+                    core.note_doubts();
                 }
                 core.marks_moved();
             }
@@ -129,7 +129,7 @@ pub(super) async fn run(core: Weak<Core>, pace: Pace, wanted: Arc<Notify>, mut f
 
 impl Core {
     /// Waits until the marks have come so far, and no longer than [`MARK_MAX`] after `since`.
-    pub(super) async fn wait_for_marks(&self, awaited: Cold, since: Instant) -> Result<(), DiskError> {
+    pub(super) async fn wait_for_marks(self: &Arc<Self>, awaited: Cold, since: Instant) -> Result<(), DiskError> {
         self.marks_wanted.notify_one();
         if tokio::time::timeout_at(since + MARK_MAX / 2, self.until_marks_reach(awaited)).await.is_ok() {
             return Ok(());
@@ -182,27 +182,23 @@ impl Core {
 
     /// Raises the counters of log and chain above that of the marks, as far as they can be. Returns the record that says
     /// so in the log, which is to be synced.
-    fn foretell(&self) -> Option<LogIndex> {
+    fn foretell(self: &Arc<Self>) -> Option<LogIndex> {
         let mut admission = self.admission.lock();
         let (heartbeat, index) = admission.foretell(&self.log)?;
         drop(admission);
         warn!(volume = self.name, heartbeat, "the marks are late; log and chain are told that they may be wrong");
-        let log = self.log.clone();
-        tokio::spawn(async move {
-            // The pool keeps the doubt of a log that is full or stands still.
-            let doubting = log.clone();
-            let doubted = task::blocking(move || doubting.doubt_marks(true));
-            if let Some(index) = index {
-                let _ = log.sync(index).await;
-            }
-            let _ = doubted.await;
-        });
+        // The pool keeps the doubt of a log that is full or stands still.
+        self.note_doubts();
+        if let Some(index) = index {
+            let log = self.log.clone();
+            tokio::spawn(async move { log.sync(index).await });
+        }
         self.urgent.notify_one();
         index
     }
 
     /// As [`Self::foretell`], and waits until the log has it, but not for long.
-    async fn foretell_durably(&self) {
+    async fn foretell_durably(self: &Arc<Self>) {
         if let Some(index) = self.foretell() {
             let _ = tokio::time::timeout(MARK_MAX / 2, self.log.sync(index)).await;
         }
@@ -227,7 +223,7 @@ impl Core {
     }
 
     /// Nobody keeps the marks any more.
-    async fn marks_lost(&self, why: &task::Died) {
+    async fn marks_lost(self: &Arc<Self>, why: &task::Died) {
         if self.settings.marks_fail == MarksFail::Forward {
             self.foretell_durably().await;
             self.untrack(why);
@@ -235,7 +231,7 @@ impl Core {
     }
 
     /// Writes the marks as those of a volume that is hot all over. The file, and whether that failed.
-    async fn begin_marks_anew(&self, mut file: MarksFile) -> Option<(MarksFile, bool)> {
+    async fn begin_marks_anew(self: &Arc<Self>, mut file: MarksFile) -> Option<(MarksFile, bool)> {
         let facts = self.admission.lock().facts_of_new_marks();
         let (begun, file) = match task::blocking(move || (file.begin_anew(facts), file)).await {
             Ok(ended) => ended,
@@ -251,19 +247,25 @@ impl Core {
         Some((file, begun.is_err()))
     }
 
-    fn track_again(&self, facts: Facts) {
+    fn track_again(self: &Arc<Self>, facts: Facts) {
         let mut admission = self.admission.lock();
         admission.track_again(facts);
         drop(admission);
-        self.doubt_no_more();
+        self.note_doubts();
         info!(volume = self.name, "the marks can be written again; everything is compared with the remote copy");
         self.marks_moved();
         self.urgent.notify_one();
     }
 
-    fn doubt_no_more(&self) {
-        let log = self.log.clone();
-        tokio::spawn(task::blocking(move || log.doubt_marks(false)));
+    /// Has the log's pool note whether the marks may be wrong. One at a time, and each as it is by then: a note that
+    /// came late would undo the one after it.
+    fn note_doubts(self: &Arc<Self>) {
+        let core = self.clone();
+        tokio::spawn(task::blocking(move || {
+            let _alone = core.doubting.lock();
+            let doubted = core.admission.lock().doubts_marks();
+            core.log.doubt_marks(doubted);
+        }));
     }
 
     /// Takes note of what is proven; flushes the store where that is what is missing. True if a generation began.

@@ -29,7 +29,7 @@ async fn copied(world: &World) -> Gateway {
 }
 
 /// Changes the store, and the gateway does not know.
-async fn past_the_gateway(world: &World, span: Span) {
+pub(super) async fn past_the_gateway(world: &World, span: Span) {
     let changed: Vec<u8> = world.store.inner().read(span.start, span.len() as u32).await.unwrap().to_vec();
     let changed: Bytes = changed.into_iter().map(|byte| byte ^ 0x55).collect();
     world.store.inner().write(span.start, changed, false).await.unwrap();
