@@ -184,6 +184,7 @@ fn a_volume_without_bytes_has_marks_too() {
     assert_eq!((contents.hot.regions(), contents.facts), (0, facts(5)));
 }
 
+/// Counterexample 12, for a volume that has grown.
 #[test]
 fn what_a_volume_has_grown_by_is_hot_and_so_is_the_region_that_was_partial() {
     let (file, mut marks, mut model) = begun();

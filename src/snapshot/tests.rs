@@ -374,6 +374,7 @@ async fn a_first_copy_under_load_ends_in_a_point_that_equals_the_store() {
     assert_eq!((last.number, last.leaving), (left.entry, true));
 }
 
+/// Counterexample 21.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_clean_stop_a_sample_is_compared_and_after_a_crash_only_what_differs_is_uploaded() {
     let world = World::new(160 * MIB);
@@ -403,6 +404,7 @@ async fn after_a_clean_stop_a_sample_is_compared_and_after_a_crash_only_what_dif
     gateway.die().await;
 }
 
+/// Counterexample 1a.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_costs_the_hot_regions_and_the_log_covers_the_others() {
     let world = World::new(256 * MIB);
@@ -435,6 +437,7 @@ async fn a_crash_costs_the_hot_regions_and_the_log_covers_the_others() {
     gateway.die().await;
 }
 
+/// Counterexample 2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_lost_log_covered_is_read_again() {
     let world = World::new(256 * MIB);
@@ -526,6 +529,7 @@ async fn a_failed_write_shows_in_points_as_what_the_store_holds() {
 }
 
 /// Fault tests 11 and 13.
+/// Counterexample 14.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_point_lies_between_a_failed_write_and_its_read_back() {
     let world = World::new(SIZE);
@@ -548,6 +552,7 @@ async fn no_point_lies_between_a_failed_write_and_its_read_back() {
     gateway.die().await;
 }
 
+/// Counterexample 14.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_store_cannot_read_back_is_unreadable_in_points_and_stops_nothing() {
     let world = World::new(SIZE);
@@ -597,6 +602,7 @@ async fn a_full_log_costs_no_client_anything_and_is_followed_by_a_resync() {
 }
 
 /// Fault test 13.
+/// Counterexample 1c.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_lost_is_compared_in_full() {
     let world = World::new(SIZE);
@@ -626,6 +632,7 @@ async fn a_store_that_was_lost_is_compared_in_full() {
     gateway.die().await;
 }
 
+/// Counterexample 1d.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_flush_makes_everything_suspect() {
     let world = World::new(SIZE);
@@ -778,6 +785,7 @@ async fn no_client_waits_for_a_remote_that_goes_away_during_a_first_copy() {
 }
 
 /// Fault test 22.
+/// Counterexample 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_rots_is_replaced_by_what_the_store_holds() {
     let world = World::new(SIZE);
@@ -914,6 +922,7 @@ async fn a_volume_is_a_disk_like_the_one_beneath_it_and_its_copy_follows() {
     gateway.die().await;
 }
 
+/// Counterexample 19.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pack_that_is_said_to_be_there_and_is_not_is_put_again() {
     let world = World::new(SIZE);
@@ -925,6 +934,7 @@ async fn a_pack_that_is_said_to_be_there_and_is_not_is_put_again() {
     gateway.die().await;
 }
 
+/// Counterexample 1c.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_point_shows_a_write_after_a_silent_loss_beside_what_was_lost() {
     let world = World::new(SIZE);

@@ -544,6 +544,7 @@ mod tests {
         assert_eq!((change.cool, change.diverge, change.facts.relied_on), (only(5), vec![], LogIndex(0)));
     }
 
+    /// Counterexamples 1b and 2.
     #[test]
     fn each_rule_of_cooling_is_needed() {
         let stays = |safeguard: Safeguard, cool: &dyn Fn() -> Change| {
@@ -565,6 +566,7 @@ mod tests {
         assert_eq!(cooled(changed(), 7, true, 7, 0).diverge, []);
     }
 
+    /// Counterexample 1.
     #[test]
     fn a_flush_proves_nothing_that_was_answered_after_it_was_submitted() {
         let mut heat = cold();
