@@ -579,6 +579,7 @@ mod tests {
         let early = heat.flushing(LogIndex(7)).expect("a proof to come");
         heat.disprove();
         heat.rotate(LogIndex(7));
+        let _late = heat.flushing(LogIndex(7)).expect("a proof to come");
         heat.flushed(early);
         heat.prove(Standing { cut: LogIndex(7), synced: LogIndex(7), published: LogIndex(7) });
         assert_eq!(change(&mut heat, 7, &RegionSet::new(SIZE)).cool, [], "the store was lost meanwhile");

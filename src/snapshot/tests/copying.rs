@@ -13,6 +13,8 @@ async fn writers_ahead_of_a_first_copy_use_up_no_log() {
     world.store.write(0, Random(7).bytes(32 * MIB as usize), false).await.unwrap();
     let gateway = world.start().await;
     gateway.until(State::Resyncing).await;
+    // Nothing frees the log now.
+    world.refuse_puts();
     for round in 0..3 {
         for megabyte in 40..250 {
             gateway.volume.write(megabyte * MIB, Random(round).bytes(MIB as usize), false).await.unwrap();

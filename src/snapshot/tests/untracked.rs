@@ -109,7 +109,7 @@ enum Witness {
 
 /// Changes a region that the marks do not know of, crashes, and starts where only the witness knows that.
 async fn crash_while_untracked(witness: Witness) {
-    let (world, file, gateway) = tracked().await;
+    let (mut world, file, gateway) = tracked().await;
     if witness == Witness::Log {
         world.refuse_puts();
     }
@@ -129,7 +129,8 @@ async fn crash_while_untracked(witness: Witness) {
     gateway.volume.flush().await.unwrap();
     gateway.die().await;
 
-    file.state().writes_left = None;
+    // A copy: the dead gateway may not be done with what it was writing.
+    world.marks = Some(SimulatedFile::new(file.image()));
     world.bucket.heal();
     if witness == Witness::Chain {
         std::fs::remove_dir_all(world.folder.path().join("log")).unwrap();
