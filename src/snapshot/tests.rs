@@ -429,10 +429,12 @@ async fn a_crash_costs_the_hot_regions_and_the_log_covers_the_others() {
     world.store.inner().write(40 * REGION, Random(4).bytes(4096), false).await.unwrap();
     let gateway = world.start().await;
     assert_eq!(gateway.volume.state(), State::Replaying);
-    load(&gateway.volume, 1, 2, 20).await;
+    for region in 0..4 {
+        gateway.volume.write(region * REGION, Random(region).bytes(4096), false).await.unwrap();
+    }
     gateway.settled().await;
     world.assert_current().await;
-    let (reread, changed) = (gateway.volume.reread(), 40 * 2 * REGION);
+    let (reread, changed) = (gateway.volume.reread(), 4 * REGION);
     assert!(reread <= hot + changed, "{reread} bytes were read again, and {hot} were hot");
     gateway.die().await;
 }

@@ -18,8 +18,30 @@ async fn tracked() -> (World, SimulatedFile, Gateway) {
     let gateway = world.start().await;
     gateway.volume.write(0, Random(1).bytes(4096), false).await.unwrap();
     gateway.settled().await;
-    gateway.until_cold().await;
+    durably_cold(&gateway, &file).await;
     (world, file, gateway)
+}
+
+/// Waits until the marks on the disk say so too.
+async fn durably_cold(gateway: &Gateway, file: &SimulatedFile) {
+    gateway.until_cold().await;
+    let cold = async {
+        loop {
+            let image = SimulatedFile::new(file.image());
+            let found = marks::MarksFile::open(image.io(), VolumeId([9; 16]), gateway.volume.size());
+            if found.is_ok_and(|(_, contents)| contents.hot.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, cold).await.expect("the marks on the disk stay hot");
+}
+
+/// Writes where a mark is needed; `None` if that is not answered in time.
+async fn write(gateway: &Gateway, offset: u64, seed: u64) -> Option<Result<(), DiskError>> {
+    let write = gateway.volume.write(offset, Random(seed).bytes(4096), false);
+    tokio::time::timeout(2 * MARK_MAX, write).await.ok()
 }
 
 async fn past_the_gateway(world: &World) {
@@ -32,7 +54,7 @@ async fn no_client_waits_longer_than_stated_for_marks_that_hang_and_everything_i
     let (world, file, gateway) = tracked().await;
     file.state().hangs = true;
     let begun = Instant::now();
-    gateway.volume.write(UNMARKED, Random(2).bytes(4096), false).await.unwrap();
+    assert_eq!(write(&gateway, UNMARKED, 2).await, Some(Ok(())));
     let waited = begun.elapsed();
     assert!(waited < MARK_MAX + Duration::from_millis(500), "a client waited {waited:?}");
     assert_eq!(gateway.volume.state(), State::Untracked);
@@ -69,7 +91,7 @@ async fn marks_that_fail_cost_no_client_anything_and_are_begun_anew() {
     world.assert_current().await;
     // From here on a crash costs what is hot again, and no more.
     gateway.until_cold().await;
-    gateway.volume.write(UNMARKED, Random(3).bytes(4096), false).await.unwrap();
+    assert_eq!(write(&gateway, UNMARKED, 3).await, Some(Ok(())));
     let hot = gateway.volume.hot_bytes();
     gateway.die().await;
     let gateway = world.start().await;
@@ -87,10 +109,9 @@ async fn a_change_that_cannot_be_marked_fails_where_that_was_chosen_and_nothing_
     world.settings.marks_fail = MarksFail::Refuse;
     let gateway = world.start().await;
     gateway.settled().await;
-    gateway.until_cold().await;
+    durably_cold(&gateway, &file).await;
     file.state().hangs = true;
-    let answer = gateway.volume.write(UNMARKED, Random(2).bytes(4096), false).await;
-    assert_eq!(answer, Err(DiskError::Refused(Errno::EIO)));
+    assert_eq!(write(&gateway, UNMARKED, 2).await, Some(Err(DiskError::Refused(Errno::EIO))));
     assert_ne!(gateway.volume.state(), State::Untracked);
     assert!(world.store_bytes().await[UNMARKED as usize..][..4096].iter().all(|&byte| byte == 0), "it was forwarded");
     file.state().hangs = false;
