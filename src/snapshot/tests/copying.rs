@@ -28,7 +28,7 @@ async fn writers_ahead_of_a_first_copy_use_up_no_log() {
 async fn drafts_free_the_log_long_before_a_first_copy_ends() {
     let mut world = World::new(256 * MIB);
     world.log_size = 128 * MIB;
-    world.scan_rate = NonZeroU64::new(2 * MIB);
+    world.scan_rate = NonZeroU64::new(MIB);
     world.store.write(0, Random(7).bytes(200 * MIB as usize), false).await.unwrap();
     let gateway = world.start().await;
     while gateway.volume.scan_front() < 4 * MIB {

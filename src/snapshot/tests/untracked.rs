@@ -22,6 +22,22 @@ async fn tracked() -> (World, SimulatedFile, Gateway) {
     (world, file, gateway)
 }
 
+/// Until it is dropped, the file hangs: a test that fails must not wait for it.
+struct Hang(SimulatedFile);
+
+impl Hang {
+    fn of(file: &SimulatedFile) -> Self {
+        file.state().hangs = true;
+        Self(file.clone())
+    }
+}
+
+impl Drop for Hang {
+    fn drop(&mut self) {
+        self.0.state().hangs = false;
+    }
+}
+
 /// Waits until the marks on the disk say so too.
 async fn durably_cold(gateway: &Gateway, file: &SimulatedFile) {
     gateway.until_cold().await;
@@ -52,7 +68,7 @@ async fn past_the_gateway(world: &World) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_client_waits_longer_than_stated_for_marks_that_hang_and_everything_is_compared_when_they_do_not() {
     let (world, file, gateway) = tracked().await;
-    file.state().hangs = true;
+    let hang = Hang::of(&file);
     let begun = Instant::now();
     assert_eq!(write(&gateway, UNMARKED, 2).await, Some(Ok(())));
     let waited = begun.elapsed();
@@ -70,7 +86,7 @@ async fn no_client_waits_longer_than_stated_for_marks_that_hang_and_everything_i
     assert_eq!(newest.kind, EntryKind::Untracked, "the chain was not told");
 
     past_the_gateway(&world).await;
-    file.state().hangs = false;
+    drop(hang);
     gateway.settled().await;
     world.assert_current().await;
     gateway.die().await;
@@ -110,11 +126,11 @@ async fn a_change_that_cannot_be_marked_fails_where_that_was_chosen_and_nothing_
     let gateway = world.start().await;
     gateway.settled().await;
     durably_cold(&gateway, &file).await;
-    file.state().hangs = true;
+    let hang = Hang::of(&file);
     assert_eq!(write(&gateway, UNMARKED, 2).await, Some(Err(DiskError::Refused(Errno::EIO))));
     assert_ne!(gateway.volume.state(), State::Untracked);
     assert!(world.store_bytes().await[UNMARKED as usize..][..4096].iter().all(|&byte| byte == 0), "it was forwarded");
-    file.state().hangs = false;
+    drop(hang);
     gateway.volume.write(UNMARKED, Random(3).bytes(4096), false).await.unwrap();
     gateway.settled().await;
     world.assert_current().await;
