@@ -85,8 +85,8 @@ impl Sequence {
 }
 
 impl LogIndex {
-    /// Has one after it.
-    pub const MAX: Self = Self(u64::MAX - 1);
+    /// Far beyond what is ever reached, and far from what overflows.
+    pub const MAX: Self = Self(u64::MAX >> 1);
 }
 
 /// Milliseconds since 1970-01-01 UTC.

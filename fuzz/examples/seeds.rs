@@ -7,6 +7,10 @@ use std::path::Path;
 use umbra::format::entry::{Entry, EntryKind, ScanCursor, Slice};
 use umbra::format::index::{Footer, Kind};
 use umbra::format::log::{LogId, LogOp, RECORD_HEADER, RecordHeader, RecordPlace, SEGMENT_HEADER, SegmentHeader};
+use umbra::format::marks::{
+    Facts, GROUP_REGIONS, Header, LifeId, Mark, PAGE, PAGE_REGIONS, PAGE_WORDS, Page, PagePlace, Place, Runs, Stamp,
+    Transaction, UNIT, groups,
+};
 use umbra::format::pack::PackBuilder;
 use umbra::format::run::RunBuilder;
 use umbra::format::volume::{Encryption, VolumeObject};
@@ -15,7 +19,7 @@ use umbra::nbd::wire::{
     self, Chunk, ContextQuery, InfoQuery, OptionHeader, OptionReply, Request, Run, SimpleReply, chunk, command, info,
     option, reply,
 };
-use umbra::units::{Block, EntryNumber, Generation, LogIndex, Mask, Sequence, Timestamp};
+use umbra::units::{Block, EntryNumber, Generation, LogIndex, Mask, REGION, Sequence, Timestamp};
 
 const VOLUME: VolumeId = VolumeId(*b"a fuzzed volume!");
 const LOG: LogId = LogId(*b"fedcba9876543210");
@@ -24,6 +28,7 @@ fn main() {
     nbd_client();
     nbd_server();
     log_recovery();
+    marks();
     pack();
     run();
     entry();
@@ -240,6 +245,65 @@ fn log_recovery() {
     write("log_recovery", "valid-a-chain", &[&[2, 2], &third, &foreign, &second, &first]);
     write("log_recovery", "valid-freed", &[&[2, 1], &second, &third]);
     write("log_recovery", "valid-torn", &[&[3, 1], &first, &torn, &second, &third]);
+}
+
+/// A piece of a marks' file as the entry point takes it: its CRC is made right there.
+fn piece(kind: u8, number: u8, bytes: &[u8]) -> Vec<u8> {
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    [&[kind | 1 << 7, number], &(end as u16).to_le_bytes()[..], &bytes[..end]].concat()
+}
+
+fn marks() {
+    let life = LifeId(*b"one life of many");
+    let facts = |heartbeat| Facts { heartbeat, log: Some(LOG), relied_on: LogIndex(40) };
+    let size = (2 * GROUP_REGIONS + 3 * PAGE_REGIONS) * REGION - 512;
+    let header = |size: u64, ordinal, through, slot| {
+        let stamps = vec![Stamp::new(ordinal, slot); groups(size) as usize];
+        Header { life, facts: facts(5), volume: VOLUME, size, through, ordinal, opening: 2, stamps }
+    };
+    let transaction = |number: u64, after, last, runs: &[(Mark, std::ops::Range<u64>)]| {
+        let mut body = Runs::default();
+        assert!(runs.iter().all(|(mark, run)| body.push(*mark, run)));
+        let place = Place { life, volume: VOLUME, number, after, last, opening: 2 };
+        piece(3, number as u8, &Transaction::encode(&place, &facts(number), &body)[..UNIT - 4])
+    };
+    let page = |group: u32, slot: u32, page: u32, ordinal| {
+        let mut bytes = [0; PAGE];
+        let mut bits = Page { hot: [0; PAGE_WORDS], diverged: [0; PAGE_WORDS] };
+        bits.hot[page as usize % PAGE_WORDS] = 0x8001;
+        bits.diverged[3] = u64::from(ordinal);
+        let place = PagePlace { life, volume: VOLUME, number: group * 16 + page };
+        bits.encode_into(&place, Stamp::new(ordinal, slot), &mut bytes);
+        piece(4, ((group * 2 + slot) * 16 + page) as u8, &bytes[..PAGE - 4])
+    };
+    let headers = |first: &Header, second: &Header| {
+        [piece(0, 0, &first.encode()[..UNIT - 4]), piece(0, 1, &second.encode()[..UNIT - 4])].concat()
+    };
+    // Heats and diverges some; cools all but some; as much as fills several transactions.
+    let changes = [[0b0101, 0, 30, 1, 4, 1], [0b1010, 70, 0, 0, 200, 2], [0b0111, 1, 3, 0, 0, 255]].concat();
+
+    let small = header(77 * REGION, 3, 7, 1);
+    let older = header(77 * REGION, 2, 0, 0);
+    let ring = [
+        transaction(8, 7, 8, &[(Mark::Heat, 1..5), (Mark::Diverge, 1..2), (Mark::Cool, 9..12)]),
+        transaction(9, 8, 10, &[(Mark::Heat, 30..31), (Mark::Heat, 40..77)]),
+        transaction(10, 8, 10, &[(Mark::Converge, 0..77)]),
+    ]
+    .concat();
+    let one_page = page(0, 1, 0, 3);
+    write("marks", "valid-small", &[&[2, 6], &headers(&older, &small), &one_page, &ring, &changes]);
+    write("marks", "valid-grown", &[&[5, 6], &headers(&small, &small), &one_page, &ring, &changes]);
+    write("marks", "odd-unreadable", &[&[2, 7], &headers(&small, &older), &one_page, &[5, 1, 0, 0], &ring, &changes]);
+    write("marks", "odd-lost-batch", &[&[2, 4], &headers(&small, &older), &one_page, &ring[ring.len() / 2..]]);
+    write("marks", "odd-short", &[&[2 | 1 << 7, 3], &headers(&small, &older), &one_page, &changes]);
+    write("marks", "odd-absent", &[&[5, 0], &changes]);
+    let last = Header { ordinal: Stamp::ORDINAL_MAX, ..header(77 * REGION, 3, 7, 1) };
+    write("marks", "odd-last-ordinal", &[&[2, 3], &headers(&older, &last), &one_page, &changes]);
+    let last = header(77 * REGION, 3, u64::MAX >> 1, 1);
+    write("marks", "odd-last-number", &[&[2, 3], &headers(&older, &last), &one_page, &changes]);
+    let large = header(size, 4, 250, 0);
+    let some = [page(0, 0, 0, 4), page(0, 1, 0, 3), page(1, 0, 7, 4), page(2, 0, 2, 4)].concat();
+    write("marks", "odd-large", &[&[5, 6], &headers(&large, &large), &some, &changes]);
 }
 
 fn pack() {

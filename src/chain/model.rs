@@ -356,6 +356,7 @@ fn run<F: Future<Output = ()>>(future: F) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
+    /// Counterexample 25.
     #[test]
     fn a_volume_reads_as_it_was_at_every_slice_whatever_was_merged(seed: u64) {
         run(async move {
@@ -423,6 +424,7 @@ fn a_merge_replaces_its_inputs_or_nothing() {
     assert!(merge::replace(&mut levels, &last, object(202)).is_err());
 }
 
+/// Counterexample 15.
 #[tokio::test]
 async fn a_discard_of_the_largest_volume_costs_nothing_to_merge_and_to_read() {
     let mut world = World::new();

@@ -167,6 +167,7 @@ async fn a_new_volume_begins_with_its_first_generation() {
     assert_eq!(volumes(&world.remote).await.unwrap(), std::slice::from_ref(&world.name));
 }
 
+/// Counterexample 24, as far as taking over goes: nothing is rolled back yet.
 #[tokio::test]
 async fn an_open_shows_what_the_newest_entry_showed() {
     let world = World::new();
@@ -188,6 +189,7 @@ async fn an_open_shows_what_the_newest_entry_showed() {
 // The conflict table, while publishing.
 
 /// Fault test 27.
+/// Counterexample 19.
 #[tokio::test]
 async fn a_put_whose_answer_was_lost_has_published() {
     let world = World::new();
@@ -198,6 +200,7 @@ async fn a_put_whose_answer_was_lost_has_published() {
     assert_eq!(world.check_chain().await.len(), 2);
 }
 
+/// Counterexample 19.
 #[tokio::test]
 async fn a_conflict_with_nothing_is_tried_again() {
     let world = World::new();
@@ -207,6 +210,7 @@ async fn a_conflict_with_nothing_is_tried_again() {
     assert_eq!(publish(&mut writer, 10).await.entry.number, EntryNumber(2));
 }
 
+/// Counterexample 19.
 #[tokio::test]
 async fn noise_takes_up_a_number_and_ends_nothing() {
     let world = World::new();
@@ -237,6 +241,7 @@ async fn noise_without_end_does_not_keep_a_publisher_for_ever() {
     assert_eq!(publish(&mut writer, 10).await.entry.number, EntryNumber(70));
 }
 
+/// Counterexamples 5 and 19.
 #[tokio::test]
 async fn what_tools_put_is_adopted_and_told() {
     let world = World::new();
@@ -257,6 +262,7 @@ async fn what_tools_put_is_adopted_and_told() {
     world.check_chain().await;
 }
 
+/// Counterexample 5, as far as publishing goes: nothing is reclaimed yet.
 #[tokio::test]
 async fn a_proposal_that_may_list_condemned_objects_is_not_published() {
     let world = World::new();
@@ -270,6 +276,7 @@ async fn a_proposal_that_may_list_condemned_objects_is_not_published() {
     world.check_chain().await;
 }
 
+/// Counterexample 19.
 #[tokio::test]
 async fn anything_else_fences_for_good() {
     for (kind, generation) in [
@@ -324,6 +331,7 @@ async fn a_newer_program_fences_and_is_not_taken_for_noise() {
 // Outcomes that are not known.
 
 /// Fault test 10.
+/// Counterexample 19.
 #[tokio::test]
 async fn a_number_is_tried_with_one_content_only() {
     let world = World::new();
@@ -414,9 +422,10 @@ async fn no_seed_of_faults_makes_a_gap_or_a_second_copy() {
 // Generations.
 
 /// Fault test 36.
+/// Counterexample 3.
 #[tokio::test]
 async fn a_generation_that_was_paused_wakes_up_fenced() {
-    // Counterexample 3: generation 1 sleeps before its put; generation 2 opens there and goes on.
+    // Generation 1 sleeps before its put; generation 2 opens there and goes on.
     let world = World::new();
     let mut first = world.open(A).await;
     publish(&mut first, 10).await;
@@ -431,6 +440,7 @@ async fn a_generation_that_was_paused_wakes_up_fenced() {
 }
 
 /// Fault test 36.
+/// Counterexample 19.
 #[tokio::test]
 async fn clones_with_the_same_bytes_both_succeed_and_one_is_fenced_next() {
     let world = World::new();
@@ -491,6 +501,7 @@ async fn only_one_of_racing_openers_of_a_new_name_opens_without_force() {
     assert!(matches!(refused, Err(OpenError::NameTaken { .. })), "{refused:?}");
 }
 
+/// Counterexample 19.
 #[tokio::test]
 async fn a_late_put_of_a_crashed_predecessor_does_not_fence_the_opening() {
     let world = World::new();
@@ -553,6 +564,7 @@ async fn a_known_volume_that_is_gone_is_not_begun_anew() {
     assert!(volumes(&world.remote).await.unwrap().is_empty());
 }
 
+/// Counterexample 19.
 #[tokio::test]
 async fn a_living_instance_is_not_pushed_aside() {
     let world = World::new();
@@ -593,6 +605,7 @@ async fn an_instance_that_has_left_is_not_waited_for() {
     world.try_open(Opening { known: Some(writer.volume()), ..opening(B) }).await.unwrap();
 }
 
+/// Counterexample 8.
 #[tokio::test]
 async fn another_store_is_refused_until_it_is_adopted() {
     let world = World::new();
@@ -628,6 +641,7 @@ async fn a_crash_anywhere_in_a_first_opening_leaves_nothing_in_the_way() {
 }
 
 /// Fault test 30.
+/// Counterexamples 3 and 29.
 #[tokio::test]
 async fn publishing_needs_no_list_no_overwrite_and_no_delete() {
     let world = World::new();
@@ -694,6 +708,7 @@ async fn noise_beyond_the_end_does_not_move_it() {
     assert_eq!(world.open(A).await.newest().number, EntryNumber(9));
 }
 
+/// Counterexample 22.
 #[tokio::test]
 async fn times_grow_even_when_the_clock_goes_back() {
     let world = World::new();

@@ -12,8 +12,8 @@
 //!   16 16  log                                5  3  zero
 //!   32 16  volume id                          8  8  log, its halves xored
 //!   48  8  log epoch                         16  8  log epoch
-//!   56  8  lap, below 2⁶⁴ − 1                24  8  lap of the segment
-//!   64  8  first log index                   32  8  log index, below 2⁶⁴ − 1
+//!   56  8  lap, below 2⁶³                    24  8  lap of the segment
+//!   64  8  first log index                   32  8  log index, below 2⁶³
 //!   72     zero                              40  8  sequence, below 2⁶³
 //! 4092  4  CRC-32C of all before it          48  8  offset in the volume, bytes; of a void the index that it
 //!                                                   takes back, of a heartbeat its count
@@ -113,6 +113,10 @@ pub struct RecordHeader {
     pub payload_crc: u32,
 }
 
+/// Every segment that is taken into use has a higher lap than all before: far beyond what is ever reached, and far from
+/// what overflows.
+pub const LAP_MAX: u64 = u64::MAX >> 1;
+
 /// CRC-32C (Castagnoli), as in iSCSI: of headers and payloads of the log.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
@@ -171,8 +175,8 @@ impl SegmentHeader {
         if input.u32()? != crc32c(&page[..SEGMENT_CRC_AT]) {
             return Err(FormatError::Damaged { part, check: "CRC" });
         }
-        // The next segment that is taken into use has a higher one.
-        within(part, "lap", header.lap, 0, u64::MAX - 1)?;
+        within(part, "lap", header.lap, 0, LAP_MAX)?;
+        within(part, "first index", header.first.0, 0, LogIndex::MAX.0)?;
         Ok(header)
     }
 }

@@ -308,8 +308,8 @@ impl Header {
     }
 }
 
-/// Far beyond what is ever reached, and far from what overflows.
-const NUMBER_MAX: u64 = u64::MAX >> 1;
+/// Of transactions: far beyond what is ever reached, and far from what overflows.
+pub const NUMBER_MAX: u64 = u64::MAX >> 1;
 
 impl Transaction {
     /// The bytes of a transaction with these runs.

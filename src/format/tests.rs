@@ -7,7 +7,7 @@ use super::codec::{FormatError, Part, Reader, Writer};
 use super::entry::{Entry, EntryKind, ScanCursor, Slice};
 use super::index::{self, Footer, Head, Kind, Record};
 use super::keys::{Keys, Mac};
-use super::log::{LogId, LogOp, RECORD_HEADER, RecordHeader, RecordPlace, SEGMENT_HEADER, SegmentHeader};
+use super::log::{LAP_MAX, LogId, LogOp, RECORD_HEADER, RecordHeader, RecordPlace, SEGMENT_HEADER, SegmentHeader};
 use super::pack::{self, PackBuilder, decode_record, verify_pack};
 use super::run::{RunBuilder, decode_table, verify_run};
 use super::volume::{Encryption, VolumeObject};
@@ -575,11 +575,12 @@ fn a_number_that_none_could_follow_is_refused() {
     };
     assert!(reads(header, 32, LogIndex::MAX.0) && !reads(header, 32, LogIndex::MAX.0 + 1));
     assert!(reads(header, 40, Sequence::MAX.0) && !reads(header, 40, Sequence::MAX.0 + 1));
-    let last = SegmentHeader { log: PLACE.log, volume: keys().volume(), epoch: 3, lap: u64::MAX, first: LogIndex(1) };
+    let last =
+        SegmentHeader { log: PLACE.log, volume: keys().volume(), epoch: 3, lap: LAP_MAX + 1, first: LogIndex(1) };
     let mut page = [0; SEGMENT_HEADER];
     last.encode_into(&mut page);
     assert!(SegmentHeader::decode(&page).is_err());
-    SegmentHeader { lap: u64::MAX - 1, ..last }.encode_into(&mut page);
+    SegmentHeader { lap: LAP_MAX, ..last }.encode_into(&mut page);
     assert!(SegmentHeader::decode(&page).is_ok());
     let volume = |created| VolumeObject { id: keys().volume(), created, encryption: Encryption::None }.encode(&keys());
     assert!(VolumeObject::decode(&keys(), &volume(Timestamp::MAX)).is_ok());

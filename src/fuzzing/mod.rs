@@ -24,13 +24,15 @@ pub struct Target {
 }
 
 /// All of them. One that reads another format is added here, in `fuzz/fuzz_targets` and in `fuzz/Cargo.toml`.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     // A receive buffer, or a write or read of the largest block that the disk takes here.
     Target { name: "nbd_client", run: nbd_client, allocation: 1 << 20, per_byte: 16 },
     // As much as one answer can have: the runs of a block status.
     Target { name: "nbd_server", run: nbd_server, allocation: (8 << 20) + 4, per_byte: 16 },
     // The window in which records are looked for; segments are small here.
     Target { name: "log_recovery", run: log_recovery, allocation: 1 << 20, per_byte: 16 },
+    // A copy of the ring, or as much of the pages at once.
+    Target { name: "marks", run: marks, allocation: 1 << 20, per_byte: 16 },
     // A block, decoded; and records, which take more room in memory than in a page.
     Target { name: "pack", run: pack, allocation: 256 << 10, per_byte: 256 },
     Target { name: "run", run, allocation: 64 << 10, per_byte: 256 },
@@ -58,6 +60,11 @@ pub fn nbd_server(input: &[u8]) -> bool {
 /// Segments of a log that hold anything.
 pub fn log_recovery(input: &[u8]) -> bool {
     crate::writelog::fuzzing::recovery(input)
+}
+
+/// A marks' file that holds anything, and commits to it.
+pub fn marks(input: &[u8]) -> bool {
+    crate::marks::fuzzing::opening(input)
 }
 
 /// A pack: footer, directory, pages, records.

@@ -23,8 +23,8 @@ use super::opening::{self, Contents, Refused, header_offset, touched_groups};
 use super::{Change, MarksIo, RegionSet};
 use crate::format::VolumeId;
 use crate::format::marks::{
-    BATCH_MAX, Facts, GROUP, GROUP_PAGES, Header, LifeId, Mark, PAGE, PAGE_WORDS, Page, PagePlace, Place, RING,
-    RINGS_AT, Runs, Stamp, Transaction, UNIT, file_length, group_offset, groups,
+    BATCH_MAX, Facts, GROUP, GROUP_PAGES, Header, LifeId, Mark, NUMBER_MAX, PAGE, PAGE_WORDS, Page, PagePlace, Place,
+    RING, RINGS_AT, Runs, Stamp, Transaction, UNIT, file_length, group_offset, groups,
 };
 use crate::units::{MIB, VOLUME_MAX};
 
@@ -163,6 +163,9 @@ impl MarksFile {
         }
         let bodies = bodies(&runs);
         let count = bodies.len() as u64;
+        if self.newest + count > NUMBER_MAX {
+            return Err(used_up());
+        }
         if count > BATCH_MAX {
             self.apply(&runs, change.facts);
             self.checkpoint()?;
@@ -242,7 +245,7 @@ impl MarksFile {
     fn next_ordinal(&self) -> io::Result<u32> {
         let next = self.ordinal + 1;
         if next > Stamp::ORDINAL_MAX {
-            return Err(io::Error::other("the region marks have used up their numbers, and must begin anew"));
+            return Err(used_up());
         }
         Ok(next)
     }
@@ -286,6 +289,11 @@ impl std::fmt::Debug for MarksFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("MarksFile").field("size", &self.size).field("facts", &self.facts).finish_non_exhaustive()
     }
+}
+
+/// What is read back is believed only up to these numbers.
+fn used_up() -> io::Error {
+    io::Error::other("the region marks have used up their numbers, and must begin anew")
 }
 
 /// Groups in one write of a beginning.

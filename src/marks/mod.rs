@@ -11,6 +11,7 @@
 //! ([`crate::volume`]).
 
 mod file;
+pub(crate) mod fuzzing;
 mod io;
 mod opening;
 #[cfg(test)]

@@ -34,6 +34,8 @@ pub(crate) struct State {
     pub syncs_left: Option<u64>,
     /// The errno of what fails; EIO if there is none.
     pub error: Option<i32>,
+    /// Writes and syncs wait until this is taken back.
+    pub hangs: bool,
     /// Byte ranges that cannot be read.
     pub unreadable: Vec<std::ops::Range<u64>>,
     /// What becomes of the writes to come, the first of them first; when it is used up they are obeyed.
@@ -80,6 +82,18 @@ impl SimulatedFile {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, when the file does not hang.
+    fn awake(&self) -> MutexGuard<'_, State> {
+        loop {
+            let state = self.state();
+            if !state.hangs {
+                return state;
+            }
+            drop(state);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 
     /// What a reader sees now: what the file is after the process was killed.
@@ -176,7 +190,7 @@ impl MarksIo for SimulatedFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.state().write(Write::Length(len))
+        self.awake().write(Write::Length(len))
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
@@ -191,11 +205,11 @@ impl MarksIo for SimulatedFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.state().write(Write::Bytes { offset, bytes: bytes.to_vec() })
+        self.awake().write(Write::Bytes { offset, bytes: bytes.to_vec() })
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.awake();
         if let Some(left) = &mut state.syncs_left {
             if *left == 0 {
                 state.given_up = state.unsynced.len();

@@ -7,7 +7,9 @@ use super::*;
 use crate::format::VolumeId;
 use crate::format::codec::{FormatError, Part};
 use crate::format::log::{LogId, crc32c};
-use crate::format::marks::{BATCH_MAX, GROUP_REGIONS, PAGE_REGIONS, RINGS_AT, UNIT, file_length, group_offset};
+use crate::format::marks::{
+    BATCH_MAX, GROUP_REGIONS, NUMBER_MAX, PAGE_REGIONS, RINGS_AT, UNIT, file_length, group_offset,
+};
 use crate::units::{LogIndex, MIB, REGION, TIB, VOLUME_MAX};
 
 pub(super) const VOLUME: VolumeId = VolumeId(*b"0123456789abcdef");
@@ -182,6 +184,7 @@ fn a_volume_without_bytes_has_marks_too() {
     assert_eq!((contents.hot.regions(), contents.facts), (0, facts(5)));
 }
 
+/// Counterexample 12, for a volume that has grown.
 #[test]
 fn what_a_volume_has_grown_by_is_hot_and_so_is_the_region_that_was_partial() {
     let (file, mut marks, mut model) = begun();
@@ -289,6 +292,22 @@ fn after_a_failed_commit_nothing_is_accepted_until_a_new_beginning() {
         marks.commit(&cool_all(6)).unwrap();
         assert_holds(file.power_cut(|_, _| false), &Model::begun(SIZE, facts(5)).after(&cool_all(6)));
     }
+}
+
+#[test]
+fn a_change_whose_number_no_reader_would_believe_is_refused_and_not_lost() {
+    let (file, ..) = begun();
+    let mut image = file.image();
+    for slot in [0, UNIT] {
+        let header = &mut image[slot..slot + UNIT];
+        header[88..96].copy_from_slice(&NUMBER_MAX.to_le_bytes());
+        let crc = crc32c(&header[..UNIT - 4]).to_le_bytes();
+        header[UNIT - 4..].copy_from_slice(&crc);
+    }
+    let (mut marks, contents) = open(image).unwrap();
+    assert_eq!(contents.damaged, 0);
+    let error = marks.commit(&cool_all(2)).expect_err("it would not be found again");
+    assert!(error.to_string().contains("must begin anew"), "{error}");
 }
 
 #[test]

@@ -57,6 +57,7 @@ fn settled() -> (SimulatedFile, Model) {
     (file, model)
 }
 
+/// Fault test 23.
 #[test]
 fn a_flipped_bit_makes_no_region_less_marked() {
     let (file, model) = settled();
@@ -98,6 +99,7 @@ fn a_sector_of_rubbish_makes_no_region_less_marked() {
     }
 }
 
+/// Counterexample 17.
 #[test]
 fn a_page_that_is_damaged_is_hot_and_its_older_slot_is_not_believed() {
     let (file, mut marks, mut model) = worked();

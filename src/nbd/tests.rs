@@ -323,6 +323,7 @@ async fn an_error_of_the_disk_reaches_the_client_and_nothing_else_happens() {
     assert_eq!(client.simple().await, (3, 0));
 }
 
+/// Counterexample 32.
 #[tokio::test]
 async fn a_disk_that_lost_its_store_closes_the_connection_instead_of_inventing_an_error() {
     for error in [DiskError::Lost, DiskError::Refused(Errno::ESHUTDOWN)] {

@@ -51,6 +51,7 @@ async fn a_huge_disk_that_tells_no_holes_only_seems_blank() {
     assert_eq!(survey(&MemoryDisk::new(64 * TIB)).await.unwrap(), Content::Blank, "holes are free");
 }
 
+/// Counterexample 27.
 #[tokio::test]
 async fn the_mark_stands_until_everything_else_is_durable() {
     let disk = Arc::new(FaultyDisk::new(MemoryDisk::new(4 * MIB)));

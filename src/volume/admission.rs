@@ -813,6 +813,11 @@ impl Admission {
         }
     }
 
+    /// Whether the marks may say less than the truth.
+    pub fn doubts_marks(&self) -> bool {
+        self.unmarked || self.heat.foretold().is_some()
+    }
+
     /// For marks that begin anew.
     pub fn facts_of_new_marks(&mut self) -> Facts {
         self.heat.renewed_facts()

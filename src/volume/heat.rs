@@ -553,6 +553,7 @@ mod tests {
         assert_eq!((change.cool, change.diverge, change.facts.relied_on), (only(5), vec![], LogIndex(0)));
     }
 
+    /// Counterexamples 1b and 2.
     #[test]
     fn each_rule_of_cooling_is_needed() {
         let stays = |safeguard: Safeguard, cool: &dyn Fn() -> Change| {
@@ -574,6 +575,7 @@ mod tests {
         assert_eq!(cooled(changed(), 7, true, 7, 0).diverge, []);
     }
 
+    /// Counterexample 1.
     #[test]
     fn a_flush_proves_nothing_that_was_answered_after_it_was_submitted() {
         let mut heat = cold();
@@ -586,6 +588,7 @@ mod tests {
         let early = heat.flushing(LogIndex(7)).expect("a proof to come");
         heat.disprove();
         heat.rotate(LogIndex(7));
+        let _late = heat.flushing(LogIndex(7)).expect("a proof to come");
         heat.flushed(early);
         heat.prove(Standing { cut: LogIndex(7), synced: LogIndex(7), published: LogIndex(7) });
         assert_eq!(change(&mut heat, 7, &RegionSet::new(SIZE)).cool, [], "the store was lost meanwhile");

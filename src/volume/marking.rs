@@ -13,6 +13,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -22,7 +23,6 @@ use crate::disk::{DiskError, Errno};
 use crate::failpoint::{self, Safeguard};
 use crate::marks::{Facts, MarksFile};
 use crate::task;
-use crate::units::LogIndex;
 
 /// The longest that a change waits for a mark.
 pub const MARK_MAX: Duration = Duration::from_secs(2);
@@ -53,6 +53,12 @@ pub enum MarksFail {
     Forward,
     /// Such changes fail with EIO.
     Refuse,
+}
+
+/// Log and pool are being told that the marks may be wrong; each ends when it was, or cannot be.
+struct Told {
+    synced: JoinHandle<()>,
+    noted: JoinHandle<Result<(), task::Died>>,
 }
 
 /// Keeps the marks of `core` until it is gone.
@@ -111,7 +117,7 @@ pub(super) async fn run(core: Weak<Core>, pace: Pace, wanted: Arc<Notify>, mut f
                 if failed {
                     wanted.notify_one();
                 } else if caught_up {
-                    core.doubt_no_more();
+                    core.note_doubts();
                 }
                 core.marks_moved();
             }
@@ -130,7 +136,7 @@ pub(super) async fn run(core: Weak<Core>, pace: Pace, wanted: Arc<Notify>, mut f
 
 impl Core {
     /// Waits until the marks have come so far, and no longer than [`MARK_MAX`] after `since`.
-    pub(super) async fn wait_for_marks(&self, awaited: Cold, since: Instant) -> Result<(), DiskError> {
+    pub(super) async fn wait_for_marks(self: &Arc<Self>, awaited: Cold, since: Instant) -> Result<(), DiskError> {
         self.marks_wanted.notify_one();
         if tokio::time::timeout_at(since + MARK_MAX / 2, self.until_marks_reach(awaited)).await.is_ok() {
             return Ok(());
@@ -181,9 +187,8 @@ impl Core {
         self.marks_moved.notify_waiters();
     }
 
-    /// Raises the counters of log and chain above that of the marks, as far as they can be. Returns the record that says
-    /// so in the log, which is to be synced.
-    fn foretell(&self) -> Option<LogIndex> {
+    /// Raises the counters of log and chain above that of the marks, as far as they can be; none if that was done already.
+    fn foretell(self: &Arc<Self>) -> Option<Told> {
         if !failpoint::stands(Safeguard::Foretold) {
             return None;
         }
@@ -191,24 +196,22 @@ impl Core {
         let (heartbeat, index) = admission.foretell(&self.log)?;
         drop(admission);
         warn!(volume = self.name, heartbeat, "the marks are late; log and chain are told that they may be wrong");
+        // The pool keeps the doubt of a log that is full or stands still.
+        let noted = self.note_doubts();
         let log = self.log.clone();
-        tokio::spawn(async move {
-            // The pool keeps the doubt of a log that is full or stands still.
-            let doubting = log.clone();
-            let doubted = task::blocking(move || doubting.doubt_marks(true));
+        let synced = tokio::spawn(async move {
             if let Some(index) = index {
                 let _ = log.sync(index).await;
             }
-            let _ = doubted.await;
         });
         self.urgent.notify_one();
-        index
+        Some(Told { synced, noted })
     }
 
-    /// As [`Self::foretell`], and waits until the log has it, but not for long.
-    async fn foretell_durably(&self) {
-        if let Some(index) = self.foretell() {
-            let _ = tokio::time::timeout(MARK_MAX / 2, self.log.sync(index)).await;
+    /// As [`Self::foretell`], and waits until log and pool have it, but not for long.
+    async fn foretell_durably(self: &Arc<Self>) {
+        if let Some(Told { synced, noted }) = self.foretell() {
+            let _ = tokio::time::timeout(MARK_MAX / 2, async { (synced.await, noted.await) }).await;
         }
     }
 
@@ -231,7 +234,7 @@ impl Core {
     }
 
     /// Nobody keeps the marks any more.
-    async fn marks_lost(&self, why: &task::Died) {
+    async fn marks_lost(self: &Arc<Self>, why: &task::Died) {
         if self.settings.marks_fail == MarksFail::Forward {
             self.foretell_durably().await;
             self.untrack(why);
@@ -239,7 +242,7 @@ impl Core {
     }
 
     /// Writes the marks as those of a volume that is hot all over. The file, and whether that failed.
-    async fn begin_marks_anew(&self, mut file: MarksFile) -> Option<(MarksFile, bool)> {
+    async fn begin_marks_anew(self: &Arc<Self>, mut file: MarksFile) -> Option<(MarksFile, bool)> {
         let facts = self.admission.lock().facts_of_new_marks();
         let (begun, file) = match task::blocking(move || (file.begin_anew(facts), file)).await {
             Ok(ended) => ended,
@@ -255,19 +258,25 @@ impl Core {
         Some((file, begun.is_err()))
     }
 
-    fn track_again(&self, facts: Facts) {
+    fn track_again(self: &Arc<Self>, facts: Facts) {
         let mut admission = self.admission.lock();
         admission.track_again(facts);
         drop(admission);
-        self.doubt_no_more();
+        self.note_doubts();
         info!(volume = self.name, "the marks can be written again; everything is compared with the remote copy");
         self.marks_moved();
         self.urgent.notify_one();
     }
 
-    fn doubt_no_more(&self) {
-        let log = self.log.clone();
-        tokio::spawn(task::blocking(move || log.doubt_marks(false)));
+    /// Has the log's pool note whether the marks may be wrong. One at a time, and each as it is by then: a note that
+    /// came late would undo the one after it.
+    fn note_doubts(self: &Arc<Self>) -> JoinHandle<Result<(), task::Died>> {
+        let core = self.clone();
+        tokio::spawn(task::blocking(move || {
+            let _alone = core.doubting.lock();
+            let doubted = core.admission.lock().doubts_marks();
+            core.log.doubt_marks(doubted);
+        }))
     }
 
     /// Takes note of what is proven; flushes the store where that is what is missing. True if a generation began.

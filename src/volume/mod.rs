@@ -116,6 +116,8 @@ struct Core {
     /// Wakes those who wait for the marks, in the order in which they came.
     marks_moved: Notify,
     marker: Mutex<Option<AbortHandle>>,
+    /// Held while the log's pool is told whether the marks may be wrong.
+    doubting: Mutex<()>,
     /// Held for writing by a flush of our own: a store tells of a failure once, and a client must not miss it.
     flushes: RwLock<()>,
     /// What a flush of our own was told; the next flush of a client is.
@@ -174,6 +176,7 @@ impl Volume {
             marks_wanted: Arc::default(),
             marks_moved: Notify::new(),
             marker: Mutex::default(),
+            doubting: Mutex::default(),
             flushes: RwLock::default(),
             owed: Mutex::default(),
             reread: AtomicU64::new(0),

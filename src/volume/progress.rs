@@ -122,6 +122,7 @@ mod tests {
         assert_eq!(progress.cut(LogIndex(2)), LogIndex(2));
     }
 
+    /// Counterexample 14.
     #[test]
     fn no_cut_lies_between_an_unknown_outcome_and_its_read_back() {
         let mut progress = admitted(4);

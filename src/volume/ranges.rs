@@ -129,6 +129,7 @@ mod tests {
         assert!(matches!(poll!(&mut second), Poll::Ready(_)), "not granted when nothing overlaps");
     }
 
+    /// Counterexample 28.
     #[tokio::test]
     async fn small_changes_do_not_starve_a_large_one() {
         let lock = Arc::new(RangeLock::default());

@@ -61,6 +61,7 @@ impl Sequences {
 mod tests {
     use super::*;
 
+    /// Counterexample 11.
     #[test]
     fn no_number_is_taken_beyond_what_is_durably_reserved() {
         let sequences = Sequences::above(10);

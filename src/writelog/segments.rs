@@ -207,6 +207,7 @@ mod tests {
 
     use super::*;
 
+    /// Counterexample 30.
     #[test]
     fn filesystems_that_copy_on_write_are_known_by_their_magic() {
         assert_eq!(copying_filesystem(0x9123_683e), Some("btrfs"));

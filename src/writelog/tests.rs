@@ -151,6 +151,7 @@ fn small_records_are_written_many_at_once() {
     assert!(calls < 10, "{calls} calls for 1499 records");
 }
 
+/// Counterexample 11.
 #[test]
 fn nothing_is_taken_after_the_first_refusal() {
     let disk = SimulatedDisk::blank(2, SIZE);
@@ -377,6 +378,7 @@ fn a_waiter_is_not_told_that_dropped_records_are_synced() {
     assert_eq!(thread.join().unwrap(), Err(LogFailed::Reset));
 }
 
+/// Counterexample 11.
 #[test]
 fn records_out_of_order_or_of_another_length_are_refused() {
     for wrong in [

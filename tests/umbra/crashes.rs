@@ -158,6 +158,60 @@ fn a_file_that_has_grown_is_compared_in_full_and_restored_at_its_new_size() {
     assert_same_image(&image, &fs::read(scene.store()).unwrap());
 }
 
+/// Fault test 16, while it is connected: the volume keeps the size that its clients were told.
+#[test]
+fn a_file_that_grows_while_it_is_served_is_copied_at_the_size_that_clients_know() {
+    let scene = Scene::new(64 * MIB);
+    let mut gateway = scene.serve();
+    gateway.settle();
+    let file = fs::OpenOptions::new().write(true).open(scene.store()).unwrap();
+    file.set_len(80 * MIB).unwrap();
+    let mut trace = Stamper::start(&Load { ops: 500, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish();
+    let beyond = crate::harness::program("qemu-io", &["-f", "raw", "-c", "write -P 9 70M 64k", gateway.uri()]);
+    assert!(!beyond.status.success(), "{}", beyond.stdout);
+    gateway.settle();
+    let (_, image) = assert_one_cut(&scene, "latest", &trace);
+    assert_same_image(&image, &fs::read(scene.store()).unwrap()[..64 * MIB as usize]);
+    gateway.stop();
+
+    let mut gateway = scene.serve_with(&["--adopt"]).allow(STORE_CHANGED);
+    trace.append(Stamper::start(&Load { ops: 100, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish());
+    crate::harness::program("qemu-io", &["-f", "raw", "-c", "write -P 9 70M 64k", gateway.uri()]).ok();
+    gateway.settle();
+    gateway.stop();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+/// Fault test 23.
+#[test]
+fn marks_with_flipped_bits_are_noticed_and_everything_is_compared() {
+    let scene = Scene::new(64 * MIB);
+    shadow_and_stop(&scene);
+    let gateway = scene.serve();
+    let write = ["-f", "raw", "-c", "write -P 9 20M 64k", gateway.uri()];
+    crate::harness::program("qemu-io", &write).ok();
+    gateway.kill();
+    let marks = scene.path("state/marks/disk0");
+    let good = fs::read(&marks).unwrap();
+    let size = 64 * MIB;
+    // In both headers, and in both slots of the one page that a volume of this size has.
+    let group = good.len() - 16384;
+    for (spots, said) in
+        [(vec![90, 4096 + 90], "the marks cannot be used"), (vec![group + 60, group + 8192 + 60], "marks are damaged")]
+    {
+        let mut bytes = good.clone();
+        spots.into_iter().for_each(|at| bytes[at] ^= 4);
+        fs::write(&marks, bytes).unwrap();
+        let mut gateway = scene.serve().allow(said);
+        gateway.wait_for_line(said);
+        let status = gateway.settle();
+        let hot = status.0["hot"].as_u64().unwrap();
+        assert_eq!(hot, size, "everything is hot until it was compared, and still warm: {status:?}");
+        assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+        gateway.kill();
+    }
+}
+
 /// Fault test 17, while the gateway was stopped.
 #[test]
 fn serve_compare_finds_what_changed_on_a_store_that_cannot_tell() {

@@ -179,6 +179,7 @@ fn writes_that_overlap_in_flight_are_copied_in_the_order_of_a_remote_export() {
     assert_overlaps_keep_their_order(&scene);
 }
 
+/// Counterexample 13.
 #[test]
 fn a_volume_that_ends_inside_a_sector_is_copied_to_its_last_byte() {
     let mut scene = Scene::new(16 * MIB);

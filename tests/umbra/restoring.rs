@@ -237,6 +237,7 @@ fn an_object_that_is_cut_short_or_gone_is_found() {
 }
 
 /// Fault test 20.
+/// Counterexamples 8 and 27.
 #[test]
 fn a_half_restored_disk_is_refused_as_a_store() {
     let scene = shadowed();

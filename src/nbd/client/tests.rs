@@ -120,6 +120,7 @@ async fn what_is_too_large_for_the_server_is_split_with_fua_on_every_part() {
     assert_eq!(disk.write(100, data.into(), false).await, Err(DiskError::Io(Errno::EIO)));
 }
 
+/// Counterexample 23.
 #[tokio::test]
 async fn several_connections_are_made_only_where_a_flush_covers_them_all() {
     for (multi_conn, expected) in [(false, 1), (true, CONNECTIONS)] {

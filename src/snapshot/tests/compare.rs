@@ -29,7 +29,7 @@ async fn copied(world: &World) -> Gateway {
 }
 
 /// Changes the store, and the gateway does not know.
-async fn past_the_gateway(world: &World, span: Span) {
+pub(super) async fn past_the_gateway(world: &World, span: Span) {
     let changed: Vec<u8> = world.store.inner().read(span.start, span.len() as u32).await.unwrap().to_vec();
     let changed: Bytes = changed.into_iter().map(|byte| byte ^ 0x55).collect();
     world.store.inner().write(span.start, changed, false).await.unwrap();
@@ -105,6 +105,7 @@ async fn a_change_whose_outcome_is_unknown_is_no_difference() {
     gateway.die().await;
 }
 
+/// Counterexample 15.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_trimmed_compares_with_anything() {
     let mut world = World::new(SIZE);
@@ -136,6 +137,7 @@ async fn what_cannot_be_read_is_counted_apart_and_stays_in_the_copy() {
     gateway.die().await;
 }
 
+/// Counterexample 8.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_differs_too_much_is_not_taken_for_the_truth() {
     let world = World::new(SIZE);
@@ -298,6 +300,7 @@ async fn what_a_store_returned_wrongly_at_the_first_copy_is_found_by_a_scrub() {
     gateway.die().await;
 }
 
+/// Counterexample 18.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_set_back_while_the_gateway_was_down_is_compared_in_full() {
     let world = World::new(SIZE);
