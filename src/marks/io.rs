@@ -49,6 +49,8 @@ pub fn open_io(path: &Path) -> io::Result<Box<dyn MarksIo>> {
     // Also if the file was there: whoever made it may have died before this.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()?;
+    // What was written there last may have failed: what is read is to be what is on the disk, or will be.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     Ok(Box::new(file))
 }
 

@@ -249,6 +249,8 @@ impl Admission {
         self.changed(span);
         if !self.state.logs() {
             self.marked.insert(span);
+            // A point that was made of what was logged before lacks this.
+            self.inexact_since.get_or_insert_with(Instant::now);
             return Ok(Ticket(None));
         }
         let Some(sequence) = sequences.take() else {

@@ -366,9 +366,11 @@ impl Heat {
         self.facts.heartbeat = self.facts.heartbeat.max(above) + 1;
     }
 
-    /// For marks that begin anew: a heartbeat higher than any.
+    /// For marks that begin anew: a heartbeat higher than the marks ever had, and what was foretold to log and chain.
     pub fn renewed_facts(&mut self) -> Facts {
-        self.facts.heartbeat += 1;
+        if !self.foretold {
+            self.facts.heartbeat += 1;
+        }
         self.facts.relied_on = LogIndex(0);
         self.facts
     }

@@ -280,7 +280,11 @@ impl Inner {
         volumes: u32,
         limits: Limits,
     ) -> Self {
-        let read = |slot| recovery::read_header(&*segments, slot, opened.log, opened.epoch);
+        let read = |slot| {
+            // Whoever wrote there last may have failed, and had no time to say so. Where it cannot be done, it is not.
+            let _ = segments.forget_cached(slot);
+            recovery::read_header(&*segments, slot, opened.log, opened.epoch)
+        };
         let found: Vec<Found> = (0..slots).map(read).collect();
         let mut free = VecDeque::new();
         let mut lap = 0;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::fs::IFlags;
+use rustix::fs::{Advice, IFlags};
 use tracing::info;
 
 use super::{OpenError, SEGMENT, lock};
@@ -36,6 +36,11 @@ pub(crate) trait SegmentIo: Send + Sync {
 /// wrote to until that is synced.
 pub(crate) trait Segments: Send + Sync {
     fn open(&self, slot: u32) -> io::Result<Arc<dyn SegmentIo>>;
+    /// Reads show what is on the disk from now on, or what will be: after a failed sync the kernel holds pages for clean
+    /// that are not.
+    fn forget_cached(&self, _slot: u32) -> io::Result<()> {
+        Ok(())
+    }
     /// How long the next call of a writer takes in virtual time.
     #[cfg(test)]
     fn call_takes(&self) -> Duration {
@@ -100,6 +105,11 @@ impl Segments for Folder {
         }
         recent.push((slot, file.clone()));
         Ok(file)
+    }
+
+    fn forget_cached(&self, slot: u32) -> io::Result<()> {
+        let file = File::open(segment_path(&self.path, slot))?;
+        Ok(rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?)
     }
 }
 

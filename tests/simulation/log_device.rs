@@ -168,6 +168,12 @@ impl Segments for LogDevice {
         Ok(Arc::new(Segment { device: self.clone(), slot }))
     }
 
+    fn forget_cached(&self, slot: u32) -> io::Result<()> {
+        let start = u64::from(slot) * self.segment_size;
+        lock(&self.state).medium.forget_cached(start, start + self.segment_size);
+        Ok(())
+    }
+
     fn call_takes(&self) -> Duration {
         let now = self.ground.now();
         let state = &mut *lock(&self.state);

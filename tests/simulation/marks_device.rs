@@ -31,7 +31,10 @@ impl MarksDevice {
         Self { ground, state: Arc::default() }
     }
 
+    /// Opens the file; what is read is what is on the disk.
     pub fn io(&self) -> Box<dyn MarksIo> {
+        let medium = &mut lock(&self.state).medium;
+        medium.forget_cached(0, medium.len());
         Box::new(self.clone())
     }
 

@@ -116,6 +116,13 @@ impl Medium {
         self.ends.push(self.call.len());
     }
 
+    /// What is not waiting to be written is read from the disk again.
+    pub fn forget_cached(&mut self, start: u64, end: u64) {
+        for sector in (start / SECTOR..end.div_ceil(SECTOR)).filter(|sector| !self.dirty.contains(sector)) {
+            self.cached[range(sector)].copy_from_slice(&self.durable[range(sector)]);
+        }
+    }
+
     /// Of each sector that was not synced, one in `keep_one_in` stays. Returns how many there were.
     pub fn power_cut(&mut self, keep_one_in: u64) -> usize {
         let dirty = std::mem::take(&mut self.dirty);

@@ -28,19 +28,21 @@ mod world;
 
 use std::time::Instant;
 
+use world::Trouble;
+
 /// Worlds of each of the four tests below that run side by side.
 const WORLDS: u64 = 350;
 
 /// Lives through these worlds, and through those that break a promise again, with words.
-fn hold(seeds: impl Iterator<Item = u64>) -> (u64, usize, Vec<u64>) {
+fn hold(seeds: impl Iterator<Item = u64>, about: Option<Trouble>) -> (u64, usize, Vec<u64>) {
     let (mut worlds, mut points, mut failing) = (0, 0, Vec::new());
     for seed in seeds {
-        let outcome = world::run(seed, false);
+        let outcome = world::run_about(seed, about, false);
         worlds += 1;
         points += outcome.points;
         if !outcome.broken.is_empty() {
             if failing.is_empty() {
-                show(seed);
+                show(seed, about);
             } else {
                 println!("world {seed}: {}", outcome.broken.join("; "));
             }
@@ -51,19 +53,20 @@ fn hold(seeds: impl Iterator<Item = u64>) -> (u64, usize, Vec<u64>) {
 }
 
 /// Tells a world's last calls and what it broke.
-fn show(seed: u64) {
-    let outcome = world::run(seed, true);
+fn show(seed: u64, about: Option<Trouble>) {
+    let outcome = world::run_about(seed, about, true);
     let tail = if outcome.broken.is_empty() { 0 } else { outcome.tail.len() };
     outcome.tail.iter().take(tail).for_each(|call| println!("{call}"));
     println!("world {seed}: {} calls, trace {:016x}", outcome.calls, outcome.hash);
     outcome.broken.iter().for_each(|broken| println!("  {broken}"));
     if !outcome.broken.is_empty() {
-        println!("replay it: tests/simulate 1 {seed}");
+        let about = about.map_or(String::new(), |trouble| format!("SIMULATE_ABOUT={trouble:?} "));
+        println!("replay it: {about}tests/simulate 1 {seed}");
     }
 }
 
 fn assert_held(seeds: impl Iterator<Item = u64>) {
-    let (worlds, points, failing) = hold(seeds);
+    let (worlds, points, failing) = hold(seeds, None);
     assert!(failing.is_empty(), "worlds {failing:?} of {worlds} break a promise; the first is told above");
     assert!(points > worlds as usize, "{points} points in {worlds} worlds prove little");
 }
@@ -107,19 +110,26 @@ fn wanted_worlds() -> (u64, u64) {
     (number("SIMULATE_WORLDS", 20), number("SIMULATE_FIRST_SEED", 10_000_000))
 }
 
+/// What all worlds are to be about; anything, if nothing is said.
+fn wanted_trouble() -> Option<Trouble> {
+    let name = std::env::var("SIMULATE_ABOUT").ok()?;
+    let found = world::TROUBLES.into_iter().find(|trouble| format!("{trouble:?}") == name);
+    Some(found.unwrap_or_else(|| panic!("SIMULATE_ABOUT={name}: one of {:?}", world::TROUBLES)))
+}
+
 /// For `tests/simulate`: as many worlds as it says, from the seed that it says.
 #[test]
 #[ignore = "as long as wanted; tests/simulate runs it"]
 fn every_promise_holds_in_as_many_worlds_as_wanted() {
-    let (worlds, first) = wanted_worlds();
+    let ((worlds, first), about) = (wanted_worlds(), wanted_trouble());
     if worlds == 1 {
-        show(first);
+        show(first, about);
     }
     let begun = Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
     let ran = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads)
-            .map(|thread| scope.spawn(move || hold((first + thread..first + worlds).step_by(threads as usize))))
+            .map(|thread| scope.spawn(move || hold((first + thread..first + worlds).step_by(threads as usize), about)))
             .collect();
         running.into_iter().map(|running| running.join().expect("worlds catch their panics")).collect::<Vec<_>>()
     });

@@ -162,7 +162,8 @@ impl Store {
             // The first stands for the empty store.
             effects: vec![Effect { sequence: None, after: 0, changes: Vec::new(), completed: None }],
             completions: 0,
-            newest_sequence: 0,
+            // An operation that is not logged takes none.
+            newest_sequence: sequences.newest().0,
             away_until: None,
             incarnation: 1,
             faults: Faults::default(),

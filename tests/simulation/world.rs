@@ -80,7 +80,7 @@ pub enum Trouble {
     TakeOver,
 }
 
-const TROUBLES: [Trouble; 12] = [
+pub const TROUBLES: [Trouble; 12] = [
     Trouble::FailingChanges,
     Trouble::FailingFlush,
     Trouble::Unreadable,
@@ -431,7 +431,7 @@ enum Other {
 
 /// The lag is never zero while an answered change is unpublished (T8).
 async fn watch(devices: Arc<Devices>, clients: Clients, volume: Volume) {
-    let mut lagging = false;
+    let (mut lagging, mut was_silent) = (false, false);
     loop {
         tokio::time::sleep(Duration::from_millis(700)).await;
         let (state, lag, published) = (volume.state(), volume.lag(), volume.published().sequence);
@@ -443,9 +443,11 @@ async fn watch(devices: Arc<Devices>, clients: Clients, volume: Volume) {
             State::Overflowed | State::Resyncing | State::Replaying | State::Untracked => lagging,
             State::Fenced => false,
         };
-        if lags && silent {
+        // The lag of what began just now may still be nothing.
+        if lags && silent && (was_silent || state == State::Shadowing) {
             broken!(devices.ground, "T8", "{state:?}, published through {published}, and {lag:?}");
         }
+        was_silent = lags && silent;
         lagging = !matches!(state, State::Shadowing | State::Fenced);
     }
 }
