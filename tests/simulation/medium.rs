@@ -46,6 +46,7 @@ impl Medium {
         self.cached.resize(length as usize, 0);
         self.durable.resize(length as usize, 0);
         self.dirty.retain(|sector| sector * SECTOR < length);
+        self.older.retain(|sector, _| sector * SECTOR < length);
     }
 
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
