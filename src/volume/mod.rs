@@ -19,8 +19,10 @@
 
 pub mod admission;
 pub mod boot;
+mod change;
 pub mod descriptor;
 pub mod flushes;
+mod flushing;
 pub mod heat;
 pub mod marking;
 pub mod progress;
@@ -34,17 +36,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, RwLock};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::disk::{Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
+use crate::disk::{Disk, DiskError, Extent, Geometry, Identity, Pending, ZeroMode};
 use crate::failpoint::{self, Safeguard};
-use crate::format::log::LogOp;
-use crate::units::{LogIndex, REGION, REQUEST_MAX, SECTOR, Sequence, Span};
+use crate::units::{LogIndex, REGION, Sequence, Span};
 use crate::writelog::VolumeLog;
 
 pub use admission::{Lag, State};
@@ -54,10 +55,10 @@ pub use marking::{MARK_MAX, MarksFail, Pace};
 pub use progress::Cut;
 pub use sequences::Sequences;
 
-use admission::{Admission, Ticket};
-use flushes::Flushing;
-use heat::{Cold, Heat};
-use ranges::{RangeGuard, RangeLock};
+use admission::Admission;
+use change::Request;
+use heat::Heat;
+use ranges::RangeLock;
 
 /// How long a client's flush waits for the log, with `sync = "flush"`, before it is answered without.
 pub const LOG_SYNC_MAX: Duration = Duration::from_secs(2);
@@ -134,23 +135,6 @@ impl Drop for Core {
             marker.abort();
         }
     }
-}
-
-/// What decides how a change's answer is understood.
-struct Mode {
-    /// Zeroes only if that is fast: refusing changes nothing.
-    fast_only: bool,
-    /// It is to be durable when it is answered.
-    durable: Option<Flushing>,
-    /// How often the store had been distrusted when it was admitted.
-    distrusts: u64,
-}
-
-/// A change as a client asks for it.
-enum Request {
-    Write(Bytes),
-    Trim,
-    Zeroes(ZeroMode),
 }
 
 impl Volume {
@@ -398,230 +382,6 @@ impl Volume {
 }
 
 impl Core {
-    /// What lies outside the volume has no place in the log; it is refused as the store would refuse it.
-    fn change(self: &Arc<Self>, offset: u64, length: u64, request: Request, fua: bool) -> Pending<()> {
-        match self.geometry.admit_change(offset, length) {
-            Ok(()) => match self.settings.throttle.and_then(|most| throttled(most, self.log.fill())) {
-                None => self.submit(Span::at(offset, length), request, fua),
-                Some(delay) => {
-                    let core = self.clone();
-                    detached(async move {
-                        tokio::time::sleep(delay).await;
-                        core.submit(Span::at(offset, length), request, fua).await
-                    })
-                }
-            },
-            Err(refused) => Pending::ready(Err(refused)),
-        }
-    }
-
-    fn submit(self: &Arc<Self>, span: Span, request: Request, fua: bool) -> Pending<()> {
-        if span.is_empty() {
-            return self.issue(span, request, fua);
-        }
-        let locked = span.rounded_out(SECTOR);
-        match self.ranges.try_acquire(locked) {
-            Some(guard) => self.begin(guard, span, request, fua),
-            None => {
-                let core = self.clone();
-                detached(async move {
-                    let guard = core.ranges.acquire(locked).await;
-                    core.begin(guard, span, request, fua).await
-                })
-            }
-        }
-    }
-
-    /// Steps 2 to 5, with the range held.
-    fn begin(self: &Arc<Self>, guard: RangeGuard, span: Span, request: Request, fua: bool) -> Pending<()> {
-        match self.admit(span, &request) {
-            Ok(admitted) => self.forward(guard, admitted, span, request, fua),
-            Err(mut cold) => {
-                let core = self.clone();
-                detached(async move {
-                    let since = Instant::now();
-                    let admitted = loop {
-                        core.wait_for_marks(cold, since).await?;
-                        match core.admit(span, &request) {
-                            Ok(admitted) => break admitted,
-                            // Cooled again before its turn came.
-                            Err(again) => cold = again,
-                        }
-                    };
-                    core.forward(guard, admitted, span, request, fua).await
-                })
-            }
-        }
-    }
-
-    /// Steps 4 and 5.
-    fn forward(
-        self: &Arc<Self>,
-        guard: RangeGuard,
-        (ticket, distrusts): (Ticket, u64),
-        span: Span,
-        request: Request,
-        fua: bool,
-    ) -> Pending<()> {
-        let fast_only = matches!(request, Request::Zeroes(ZeroMode { fast_only: true, .. }));
-        let durable = fua.then(|| self.admission.lock().making_durable());
-        let mode = Mode { fast_only, durable, distrusts };
-        match self.issue(span, request, fua) {
-            Pending::Ready(answer) => {
-                let answer = answer.expect("not polled yet");
-                self.finish(guard, ticket, span, answer, mode);
-                Pending::ready(answer)
-            }
-            Pending::Later(answer) => {
-                let core = self.clone();
-                detached(async move {
-                    let answer = answer.await;
-                    core.finish(guard, ticket, span, answer, mode);
-                    answer
-                })
-            }
-        }
-    }
-
-    fn issue(&self, span: Span, request: Request, fua: bool) -> Pending<()> {
-        match request {
-            Request::Write(data) => self.store.write(span.start, data, fua),
-            Request::Trim => self.store.trim(span.start, span.len(), fua),
-            Request::Zeroes(mode) => self.store.write_zeroes(span.start, span.len(), mode, fua),
-        }
-    }
-
-    /// Says also how often the store had been distrusted by then.
-    fn admit(&self, span: Span, request: &Request) -> Result<(Ticket, u64), Cold> {
-        let inner = admission::inner(span, self.geometry.size);
-        let (op, payload) = match request {
-            Request::Write(data) if inner.is_empty() => (LogOp::Write, data.slice(..0)),
-            Request::Write(data) => {
-                let from = (inner.start - span.start) as usize;
-                (LogOp::Write, whole_sectors(data.slice(from..from + inner.len() as usize)))
-            }
-            Request::Trim if self.geometry.abilities.trim_reads_zero => (LogOp::Zero, Bytes::new()),
-            Request::Trim => (LogOp::Trim, Bytes::new()),
-            Request::Zeroes(_) => (LogOp::Zero, Bytes::new()),
-        };
-        let mut admission = self.admission.lock();
-        let was = admission.state();
-        // Regions are marked by what the operation may change, edges included; the record holds what it says.
-        let ticket = admission.admit(&self.log, &self.sequences, op, span, inner, payload);
-        self.announce(was, &admission, LOG_FULL);
-        if admission.heat().is_wanted() {
-            self.marks_wanted.notify_one();
-        }
-        Ok((ticket?, admission.distrusts()))
-    }
-
-    /// Step 5: what the store's answer means for the log.
-    fn finish(
-        self: &Arc<Self>,
-        guard: RangeGuard,
-        ticket: Ticket,
-        span: Span,
-        answer: Result<(), DiskError>,
-        mode: Mode,
-    ) {
-        if let Some(durable) = mode.durable {
-            self.flush_answered(durable, answer);
-            // Its error may be about any earlier one, as that of a flush.
-            if matches!(answer, Err(DiskError::Io(errno)) if errno != Errno::ENOTSUP) {
-                self.flush_failed();
-            }
-        }
-        let Ticket(Some(index)) = ticket else {
-            if answer == Err(DiskError::Lost) {
-                self.lost("a change");
-            }
-            return;
-        };
-        match answer {
-            Ok(()) => {
-                let edges = self.edges(span);
-                let outer = self.clip(span.rounded_out(SECTOR));
-                let incarnation = self.store.incarnation();
-                let mut admission = self.admission.lock();
-                if admission.is_stale(incarnation, mode.distrusts) {
-                    // A cut that has it would show it beside what the store has forgotten.
-                    admission.void_unknown(index, outer);
-                    drop(admission);
-                    self.check_incarnation();
-                } else if edges.is_empty() {
-                    admission.complete(index);
-                } else {
-                    admission.complete_ragged(index, outer, edges.len() as u32);
-                    drop(admission);
-                    self.read_back(guard, index, edges);
-                }
-            }
-            Err(DiskError::Refused(_)) => self.refused(index, span),
-            Err(DiskError::Io(Errno::ENOTSUP)) if mode.fast_only => self.refused(index, span),
-            Err(DiskError::Io(errno)) => {
-                let unknown = self.clip(span.rounded_out(SECTOR));
-                warn!(volume = self.name, range = %unknown, %errno, "the store failed a change; reading back what it holds");
-                self.admission.lock().void_unknown(index, unknown);
-                self.read_back(guard, index, vec![unknown]);
-            }
-            Err(DiskError::Lost) => {
-                self.admission.lock().void_unknown(index, self.clip(span.rounded_out(SECTOR)));
-                self.lost("a change");
-            }
-        }
-    }
-
-    fn refused(&self, index: LogIndex, span: Span) {
-        let mut admission = self.admission.lock();
-        let was = admission.state();
-        admission.void(&self.log, index, span);
-        self.announce(was, &admission, LOG_FULL);
-    }
-
-    /// The sectors that a change covers in part only.
-    fn edges(&self, span: Span) -> Vec<Span> {
-        let inner = admission::inner(span, self.geometry.size);
-        let outer = self.clip(span.rounded_out(SECTOR));
-        if inner.is_empty() {
-            return vec![outer];
-        }
-        [Span::new(outer.start, inner.start.max(outer.start)), Span::new(inner.end.min(outer.end), outer.end)]
-            .into_iter()
-            .filter(|edge| !edge.is_empty())
-            .collect()
-    }
-
-    fn clip(&self, span: Span) -> Span {
-        Span::new(span.start, span.end.min(self.geometry.size))
-    }
-
-    /// Finds out what stands in `parts`, which `index` left unknown, holding its range meanwhile. Nobody waits.
-    fn read_back(self: &Arc<Self>, guard: RangeGuard, index: LogIndex, parts: Vec<Span>) {
-        let core = self.clone();
-        let distrusts = self.admission.lock().distrusts();
-        tokio::spawn(async move {
-            for part in parts {
-                if part.len() > u64::from(REQUEST_MAX) {
-                    // More than a log record holds: the scan of a resync reads it instead.
-                    let mut admission = core.admission.lock();
-                    let was = admission.state();
-                    admission.stop_logging(part);
-                    core.announce(was, &admission, "a range too large to read back is unknown");
-                    return;
-                }
-                // An interruption leaves the barrier, and the range is marked with all others.
-                let Ok(found) = core.read_parts(part).await else { return };
-                // What a store shows that has come back is not what it showed when the change was answered.
-                if core.check_incarnation() || core.admission.lock().distrusts() != distrusts {
-                    return;
-                }
-                let Ok(by) = core.log_parts(found) else { return };
-                core.admission.lock().settle(index, by);
-            }
-            drop(guard);
-        });
-    }
-
     /// The store's connection was lost: what completed but was not flushed may be gone, what was in flight may or
     /// may not have happened.
     fn lost(&self, during: &str) {
@@ -681,35 +441,6 @@ impl Core {
         }
     }
 
-    /// A flush's error says that something that was written is not on the medium, and that nobody will try again. The
-    /// caches may still show it: only what is read past them is what the store holds.
-    fn flush_failed(self: &Arc<Self>) {
-        if !failpoint::stands(Safeguard::DistrustAfterFailedFlush) {
-            return;
-        }
-        error!(volume = self.name, "the store failed a flush; what is not known to be on it will be compared");
-        self.forgetting.fetch_add(1, Ordering::Relaxed);
-        self.admission.lock().distrust();
-        let core = self.clone();
-        let forgotten = if failpoint::stands(Safeguard::ForgottenCaches) {
-            self.store.forget_cached()
-        } else {
-            Pending::ready(Ok(true))
-        };
-        tokio::spawn(async move {
-            if forgotten.await != Ok(true) {
-                warn!(
-                    volume = core.name,
-                    "the store's caches cannot be passed by: what was hot is read again at every start, until the store \
-                     was restarted and then the gateway, with --compare"
-                );
-                core.admission.lock().distrust_for_good();
-            }
-            core.forgetting.fetch_sub(1, Ordering::Relaxed);
-            core.urgent.notify_one();
-        });
-    }
-
     /// Tells of the end of logging, once.
     fn announce(&self, was: State, admission: &Admission, why: &str) {
         if admission.state() == State::Overflowed && was == State::Resyncing && why == LOG_FULL {
@@ -723,32 +454,6 @@ impl Core {
             self.urgent.notify_one();
         }
     }
-}
-
-/// How long a change is delayed when the log is so full: nothing up to the half, then ever more.
-fn throttled(most: Duration, fill: f64) -> Option<Duration> {
-    let excess = (fill - 0.5).max(0.0) * 2.0;
-    (excess > 0.0).then(|| most.mul_f64(excess * excess))
-}
-
-/// Filled up with zeroes to whole sectors; copies only at the end of an odd-sized volume.
-fn whole_sectors(data: Bytes) -> Bytes {
-    let rest = data.len() % SECTOR as usize;
-    if rest == 0 {
-        return data;
-    }
-    let mut padded = BytesMut::with_capacity(data.len().next_multiple_of(SECTOR as usize));
-    padded.extend_from_slice(&data);
-    padded.resize(data.len().next_multiple_of(SECTOR as usize), 0);
-    padded.freeze()
-}
-
-/// Runs to its end even if nobody waits for it.
-fn detached<T: Send + Unpin + 'static>(
-    operation: impl Future<Output = Result<T, DiskError>> + Send + 'static,
-) -> Pending<T> {
-    let task = tokio::spawn(operation);
-    Pending::later(async move { task.await.unwrap_or(Err(DiskError::Lost)) })
 }
 
 impl Disk for Volume {
@@ -805,47 +510,10 @@ impl Disk for Volume {
     }
 }
 
-impl Core {
-    /// Flushes the store, and takes note of what that proves.
-    async fn flush_store(self: &Arc<Self>) -> Result<(), DiskError> {
-        let flushing = self.admission.lock().flushing(&self.log);
-        let answer = self.store.flush().await;
-        self.flush_answered(flushing, answer);
-        match answer {
-            Ok(()) | Err(DiskError::Refused(_)) => {}
-            Err(DiskError::Lost) => self.lost("a flush"),
-            Err(DiskError::Io(_)) => self.flush_failed(),
-        }
-        answer
-    }
-
-    fn flush_answered(&self, flushing: Flushing, answer: Result<(), DiskError>) {
-        // It may be the answer of a store that came back, which knows nothing of what the one before held.
-        let came_back = self.check_incarnation();
-        let mut admission = self.admission.lock();
-        match answer {
-            Ok(()) => admission.flushed(flushing, !came_back),
-            Err(DiskError::Refused(_)) => admission.flushed(flushing, false),
-            Err(_) => admission.not_flushed(flushing),
-        }
-    }
-
-    /// Flushes the store for the sake of the marks, unless somebody is flushing it.
-    fn flush_for_lazy_clients(self: &Arc<Self>) {
-        let core = self.clone();
-        tokio::spawn(async move {
-            let Ok(_alone) = core.flushes.try_write() else { return };
-            if let Err(error @ DiskError::Io(_)) = core.flush_store().await {
-                core.owed.lock().get_or_insert(error);
-            }
-        });
-    }
-
-    /// For `sync = "flush"`: waits until what is logged is durable, but never longer than [`LOG_SYNC_MAX`].
-    async fn sync_log(&self) {
-        let through = self.admission.lock().newest();
-        if tokio::time::timeout(LOG_SYNC_MAX, self.log.sync(through)).await.is_err() {
-            warn!(volume = self.name, waited = ?LOG_SYNC_MAX, "the log is slow; a flush was answered without it");
-        }
-    }
+/// Runs to its end even if nobody waits for it.
+fn detached<T: Send + Unpin + 'static>(
+    operation: impl Future<Output = Result<T, DiskError>> + Send + 'static,
+) -> Pending<T> {
+    let task = tokio::spawn(operation);
+    Pending::later(async move { task.await.unwrap_or(Err(DiskError::Lost)) })
 }

@@ -16,7 +16,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Core, LOG_FULL, State, Volume, whole_sectors};
+use super::change::whole_sectors;
+use super::{Core, LOG_FULL, State, Volume};
 use crate::disk::{Disk, DiskError, Errno};
 use crate::failpoint::{self, Safeguard};
 use crate::format::log::LogOp;

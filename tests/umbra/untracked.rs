@@ -146,7 +146,7 @@ fn marks_whose_disk_hangs_hold_no_client_up_and_everything_is_compared_when_it_a
 /// Counterexample 7.
 #[test]
 #[ignore = "loop devices and mounts need root"]
-fn a_log_whose_disk_hangs_holds_no_client_up_and_what_it_lacks_is_found_by_the_next_start() {
+fn a_log_whose_disk_hangs_holds_no_client_up_and_goes_on_when_it_answers_or_after_a_kill() {
     let scene = Scene::new(64 * MIB);
     let disk = Disk::under(&scene, "state/log", 320 * MIB);
     let mut gateway = scene.serve().allow_each(&LOG);
@@ -161,6 +161,15 @@ fn a_log_whose_disk_hangs_holds_no_client_up_and_what_it_lacks_is_found_by_the_n
     gateway.wait_until("overflowed", Duration::from_secs(30), overflowed);
     trace.append(Stamper::start(&load, gateway.uri(), &scene.path("")).finish());
     assert_one_cut(&scene, "latest", &trace);
+    disk.heal();
+    gateway.settle();
+    trace.append(Stamper::start(&load, gateway.uri(), &scene.path("")).finish());
+    gateway.settle();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+
+    disk.hang();
+    trace.append(Stamper::start(&load, gateway.uri(), &scene.path("")).finish());
+    gateway.wait_until("overflowed", Duration::from_secs(30), overflowed);
     gateway.signal(Signal::KILL);
     disk.heal();
     gateway.kill();

@@ -1,0 +1,85 @@
+//! Flushes of the store: those of clients, our own for the sake of the marks, and what it means when one fails.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tracing::{error, warn};
+
+use super::flushes::Flushing;
+use super::{Core, LOG_SYNC_MAX};
+use crate::disk::{Disk, DiskError, Pending};
+use crate::failpoint::{self, Safeguard};
+
+impl Core {
+    /// Flushes the store, and takes note of what that proves.
+    pub(super) async fn flush_store(self: &Arc<Self>) -> Result<(), DiskError> {
+        let flushing = self.admission.lock().flushing(&self.log);
+        let answer = self.store.flush().await;
+        self.flush_answered(flushing, answer);
+        match answer {
+            Ok(()) | Err(DiskError::Refused(_)) => {}
+            Err(DiskError::Lost) => self.lost("a flush"),
+            Err(DiskError::Io(_)) => self.flush_failed(),
+        }
+        answer
+    }
+
+    pub(super) fn flush_answered(&self, flushing: Flushing, answer: Result<(), DiskError>) {
+        // It may be the answer of a store that came back, which knows nothing of what the one before held.
+        let came_back = self.check_incarnation();
+        let mut admission = self.admission.lock();
+        match answer {
+            Ok(()) => admission.flushed(flushing, !came_back),
+            Err(DiskError::Refused(_)) => admission.flushed(flushing, false),
+            Err(_) => admission.not_flushed(flushing),
+        }
+    }
+
+    /// Flushes the store for the sake of the marks, unless somebody is flushing it.
+    pub(super) fn flush_for_lazy_clients(self: &Arc<Self>) {
+        let core = self.clone();
+        tokio::spawn(async move {
+            let Ok(_alone) = core.flushes.try_write() else { return };
+            if let Err(error @ DiskError::Io(_)) = core.flush_store().await {
+                core.owed.lock().get_or_insert(error);
+            }
+        });
+    }
+
+    /// For `sync = "flush"`: waits until what is logged is durable, but never longer than [`LOG_SYNC_MAX`].
+    pub(super) async fn sync_log(&self) {
+        let through = self.admission.lock().newest();
+        if tokio::time::timeout(LOG_SYNC_MAX, self.log.sync(through)).await.is_err() {
+            warn!(volume = self.name, waited = ?LOG_SYNC_MAX, "the log is slow; a flush was answered without it");
+        }
+    }
+
+    /// A flush's error says that something that was written is not on the medium, and that nobody will try again. The
+    /// caches may still show it: only what is read past them is what the store holds.
+    pub(super) fn flush_failed(self: &Arc<Self>) {
+        if !failpoint::stands(Safeguard::DistrustAfterFailedFlush) {
+            return;
+        }
+        error!(volume = self.name, "the store failed a flush; what is not known to be on it will be compared");
+        self.forgetting.fetch_add(1, Ordering::Relaxed);
+        self.admission.lock().distrust();
+        let core = self.clone();
+        let forgotten = if failpoint::stands(Safeguard::ForgottenCaches) {
+            self.store.forget_cached()
+        } else {
+            Pending::ready(Ok(true))
+        };
+        tokio::spawn(async move {
+            if forgotten.await != Ok(true) {
+                warn!(
+                    volume = core.name,
+                    "the store's caches cannot be passed by: what was hot is read again at every start, until the store \
+                     was restarted and then the gateway, with --compare"
+                );
+                core.admission.lock().distrust_for_good();
+            }
+            core.forgetting.fetch_sub(1, Ordering::Relaxed);
+            core.urgent.notify_one();
+        });
+    }
+}
