@@ -337,7 +337,7 @@ impl VolumeLog {
 
     /// After a failure of the disk, with nothing in the log that is still needed: resets it, and has the writer find out
     /// which of its segments can be emptied and synced. If any can, there is no [`Self::failure`] any more, and the next
-    /// [`Self::reset`] begins the log; if none, a later call tries again, at most every [`REVIVE_EVERY`]. The superblock
+    /// [`Self::reset`] begins the log; if none, a later call tries again, at most every five seconds. The superblock
     /// says that the log has failed until something of the new one is synced.
     pub fn revive(&self, next: LogIndex) {
         let shared = &*self.0.0;
