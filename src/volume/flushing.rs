@@ -71,12 +71,17 @@ impl Core {
         };
         tokio::spawn(async move {
             if forgotten.await != Ok(true) {
-                warn!(
-                    volume = core.name,
-                    "the store's caches cannot be passed by: what was hot is read again at every start, until the store \
-                     was restarted and then the gateway, with --compare"
-                );
-                core.admission.lock().distrust_for_good();
+                let mut admission = core.admission.lock();
+                let first = admission.heat().stuck().is_empty();
+                admission.distrust_for_good();
+                drop(admission);
+                if first {
+                    warn!(
+                        volume = core.name,
+                        "the store's caches cannot be passed by: what was hot is read again at every start, until the \
+                         store was restarted and then the gateway, with --compare"
+                    );
+                }
             }
             core.forgetting.fetch_sub(1, Ordering::Relaxed);
             core.urgent.notify_one();

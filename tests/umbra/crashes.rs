@@ -366,6 +366,7 @@ fn a_write_that_must_be_durable_and_fails_has_the_store_compared() {
     let mut gateway = scene.serve().allow_each(&[
         "the store failed a change; reading back what it holds",
         "the store failed a flush; what is not known to be on it will be compared",
+        "the store's caches cannot be passed by",
     ]);
     gateway.settle();
     let load = Load { ops: 5000, fua: 50, ..Load::MIXED };

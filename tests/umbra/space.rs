@@ -7,6 +7,7 @@ use crate::cuts::assert_one_cut;
 use crate::harness::{Filesystem, INTERRUPTED, Load, MIB, Scene, Stamper, assert_same_image, program};
 use crate::s3::Server;
 use crate::trace::Trace;
+use crate::untracked::{AFTERWARDS, LOG, MARKS};
 
 /// Of a stop or a start that cannot write what it wants to remember.
 const UNWRITABLE: &str = "the state folder cannot be written";
@@ -76,11 +77,11 @@ fn a_log_that_may_not_be_written_fails_no_client_and_makes_no_wrong_point() {
     scene.use_s3(&server.endpoint());
     fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
     let _bare = scene.use_export_of_the_store();
-    let mut gateway = scene.serve().allow(INTERRUPTED).allow_each(&[
-        "the log is lost; the volume is no longer covered by it",
-        "the log's failure could not be recorded",
-        "the log has failed; shadowing goes on after a restart with a sound log",
+    // What lies below the limit can be written: the log is found sound now and then, and fails again.
+    let mut gateway = scene.serve().allow_each(&LOG).allow_each(&MARKS).allow_each(&[
         "not everything was published; what is hot will be read again",
+        "what they call hot is read again",
+        "clients change what has been copied faster than it is uploaded",
     ]);
     gateway.settle();
     let load = Load { ops: 2000, rate: 0, ..Load::MIXED };
@@ -91,15 +92,11 @@ fn a_log_that_may_not_be_written_fails_no_client_and_makes_no_wrong_point() {
     trace.append(Stamper::start(&load, gateway.uri(), &scene.path("")).finish());
     gateway.wait_for_line(INTERRUPTED);
     trace.append(Stamper::start(&load, gateway.uri(), &scene.path("")).finish());
-    let status = gateway.status();
-    assert!(status.state() != "shadowing", "{status:?}");
     assert_one_cut(&scene, "latest", &trace);
     gateway.stop_unfinished();
     assert_one_cut(&scene, "latest", &trace);
 
-    let mut gateway = scene
-        .serve()
-        .allow_each(&["the log had failed; it begins anew", "the log is lost; what only it covered is read again"]);
+    let mut gateway = scene.serve().allow_each(&AFTERWARDS);
     trace.append(Stamper::start(&load, gateway.uri(), &scene.path("")).finish());
     gateway.settle();
     gateway.stop();

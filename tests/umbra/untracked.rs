@@ -17,21 +17,21 @@ use crate::s3::Server;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What the gateway says when marks cannot be written.
-const MARKS: [&str; 4] = [
+pub const MARKS: [&str; 4] = [
     "doubts about the marks could not be recorded",
     "the marks are late; log and chain are told that they may be wrong",
     "the marks cannot be written",
     "the marks still cannot be written",
 ];
 /// What it says of a log whose disk failed.
-const LOG: [&str; 4] = [
+pub const LOG: [&str; 4] = [
     INTERRUPTED,
     "the log is lost; the volume is no longer covered by it",
     "the log's failure could not be recorded",
     "the log has failed",
 ];
 /// What the next start says of either.
-const AFTERWARDS: [&str; 5] = [
+pub const AFTERWARDS: [&str; 5] = [
     "marks could not be written before the last stop",
     "the marks are older than the log",
     "the marks are older than the remote copy",
