@@ -166,6 +166,15 @@ impl Span {
         let start = self.start.div_ceil(unit) * unit;
         Self { start, end: (self.end / unit * unit).max(start) }
     }
+    /// It in pieces of at most `length`, cut at multiples of `length`.
+    pub fn pieces(self, length: u64) -> impl Iterator<Item = Self> + Send {
+        let mut at = self.start;
+        std::iter::from_fn(move || {
+            let piece = Self::new(at, ((at / length + 1) * length).min(self.end));
+            at = piece.end;
+            (!piece.is_empty()).then_some(piece)
+        })
+    }
 }
 
 impl fmt::Display for Span {
@@ -231,6 +240,12 @@ impl fmt::Debug for Mask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Mask({:#x})", self.0)
     }
+}
+
+/// Whether all bytes are zero, at the speed of a comparison.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    static ZEROES: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROES.len()).all(|part| part == &ZEROES[..part.len()])
 }
 
 /// A number of bytes for people: `1.5 GiB`.

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use super::resolve::{Content, Fragment};
 use crate::format::{Keys, PackContent, Void};
-use crate::units::{BLOCK, Block, Mask, SECTOR};
+use crate::units::{BLOCK, Block, Mask, SECTOR, is_zero};
 
 /// What a sector that was trimmed, or could not be read, compares with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +65,11 @@ fn gather(block: &[u8], mask: Mask) -> Cow<'_, [u8]> {
 fn not_zero(block: &[u8], mask: Mask) -> Mask {
     let mut found = Mask::NONE;
     for (first, count) in mask.runs() {
-        if sectors(block, first, count).iter().all(|byte| *byte == 0) {
+        if is_zero(sectors(block, first, count)) {
             continue;
         }
         for sector in first..first + count {
-            if sectors(block, sector, 1).iter().any(|byte| *byte != 0) {
+            if !is_zero(sectors(block, sector, 1)) {
                 found = found.or(Mask::range(sector, 1));
             }
         }

@@ -196,7 +196,7 @@ impl Model {
 
     /// Takes over what the disk holds.
     async fn adopt(&mut self, disk: &dyn Disk, span: Span) {
-        for piece in pieces(span, self.geometry.block.maximum) {
+        for piece in span.pieces(self.geometry.block.maximum.into()) {
             let read = disk.read(piece.start, piece.len() as u32).await.expect("a read");
             assert_eq!(read.len() as u64, piece.len(), "a read of {piece} is of another length");
             self.content[range(piece)].copy_from_slice(&read);
@@ -271,7 +271,7 @@ impl Model {
     }
 
     async fn check_span(&self, disk: &dyn Disk, span: Span, context: &str) {
-        for piece in pieces(span, self.geometry.block.maximum) {
+        for piece in span.pieces(self.geometry.block.maximum.into()) {
             let read = disk.read(piece.start, piece.len() as u32).await.expect("a read");
             let expected = &self.content[range(piece)];
             assert_eq!(read.len(), expected.len(), "{context}: a read of {piece} is of another length");
@@ -332,10 +332,6 @@ impl Model {
 
 fn range(span: Span) -> std::ops::Range<usize> {
     span.start as usize..span.end as usize
-}
-
-fn pieces(span: Span, longest: u32) -> impl Iterator<Item = Span> {
-    (span.start..span.end).step_by(longest as usize).map(move |at| Span::at(at, u64::from(longest)).intersect(span))
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).

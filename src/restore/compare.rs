@@ -14,13 +14,13 @@ use tokio::task::JoinError;
 use super::plan;
 use super::progress::Progress;
 use super::ranges::Ranges;
-use super::target::{TargetError, extents, is_zero, pieces, read};
+use super::target::{TargetError, extents, read};
 use super::window::{Walk, Window};
 use crate::chain::differs::{Policy, differs};
 use crate::chain::resolve::{Content, Fragment, ResolveError, Resolver};
 use crate::disk::Disk;
 use crate::format::Void;
-use crate::units::{BLOCK, Block, MIB, Mask, SECTOR, Span};
+use crate::units::{BLOCK, Block, MIB, Mask, SECTOR, Span, is_zero};
 
 /// What is read of the store at once.
 const PIECE: u64 = 4 * MIB;
@@ -182,7 +182,7 @@ async fn not_zero(store: &dyn Disk, span: Span, progress: &Progress) -> Result<V
             if zero {
                 continue;
             }
-            let mut reads = stream::iter(pieces(extent, PIECE))
+            let mut reads = stream::iter(extent.pieces(PIECE))
                 .map(|piece| async move { Ok::<_, TargetError>((piece, read(store, piece).await?)) })
                 .buffered(PARALLEL);
             while let Some((piece, data)) = reads.try_next().await? {

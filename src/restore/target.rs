@@ -17,7 +17,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::progress::Progress;
 use super::signature;
 use crate::disk::{Disk, DiskError, ZeroMode};
-use crate::units::{BLOCK, GIB, KIB, MIB, SECTOR, Span, human_bytes};
+use crate::units::{BLOCK, GIB, KIB, MIB, SECTOR, Span, human_bytes, is_zero};
 
 /// What is written last: partition tables, boot sectors and the superblocks of all common filesystems lie in it.
 const EDGE: u64 = MIB;
@@ -107,7 +107,7 @@ pub async fn survey(disk: &dyn Disk) -> Result<Content, TargetError> {
                     return sample(disk, size).await;
                 }
                 budget -= span.len();
-                if let Some(offset) = first_data(disk, pieces(span, SURVEY_READ)).await? {
+                if let Some(offset) = first_data(disk, span.pieces(SURVEY_READ)).await? {
                     return Ok(Content::Data { offset });
                 }
             }
@@ -118,10 +118,10 @@ pub async fn survey(disk: &dyn Disk) -> Result<Content, TargetError> {
 }
 
 async fn sample(disk: &dyn Disk, size: u64) -> Result<Content, TargetError> {
-    let start = pieces(Span::new(0, (64 * MIB).min(size)), SURVEY_READ);
+    let start = Span::new(0, (64 * MIB).min(size)).pieces(SURVEY_READ);
     let stride = size / SURVEY_SAMPLES / BLOCK * BLOCK;
     let spread = (0..SURVEY_SAMPLES).map(move |i| Span::at(i * stride, BLOCK));
-    let end = pieces(Span::new((size - MIB) / BLOCK * BLOCK, size), SURVEY_READ);
+    let end = Span::new((size - MIB) / BLOCK * BLOCK, size).pieces(SURVEY_READ);
     Ok(match first_data(disk, start.chain(end).chain(spread)).await? {
         Some(offset) => Content::Data { offset },
         None => Content::SeemsBlank,
@@ -188,21 +188,6 @@ pub(super) async fn read(disk: &dyn Disk, span: Span) -> Result<Bytes, TargetErr
 fn aligned(span: Span, unit: u64, size: u64) -> Span {
     let wide = span.rounded_out(unit);
     Span::new(wide.start, wide.end.min(size.max(span.end)))
-}
-
-/// `span` in pieces of `length` (a multiple of every alignment in use), cut at multiples of it.
-pub(super) fn pieces(span: Span, length: u64) -> impl Iterator<Item = Span> + Send {
-    let mut at = span.start;
-    std::iter::from_fn(move || {
-        let piece = Span::new(at, ((at / length + 1) * length).min(span.end));
-        at = piece.end;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
-
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    static ZEROES: [u8; PAGE] = [0; PAGE];
-    bytes.chunks(PAGE).all(|page| page == &ZEROES[..page.len()])
 }
 
 /// A disk that is being turned into a volume of `size` bytes.
@@ -297,7 +282,7 @@ impl Target {
             return self.put(middle.start, zeroes(middle.len())).await;
         }
         self.put(middle.start, zeroes(whole.start - middle.start)).await?;
-        stream::iter(pieces(whole, self.zeroes_max))
+        stream::iter(whole.pieces(self.zeroes_max))
             .map(Ok)
             .try_for_each_concurrent(4, |piece| self.zero_whole(piece))
             .await?;
@@ -347,7 +332,7 @@ impl Target {
         let whole = Span::at(offset, data.len() as u64);
         let part = |span: Span| data.slice(indices(span, offset));
         let mut run = Span::at(offset, 0);
-        for page in pieces(whole, PAGE as u64) {
+        for page in whole.pieces(PAGE as u64) {
             if !is_zero(&data[indices(page, offset)]) {
                 run.end = page.end;
                 continue;
@@ -363,7 +348,7 @@ impl Target {
     /// Writes, in requests that the disk takes.
     async fn put(&self, offset: u64, data: Bytes) -> Result<(), TargetError> {
         let span = Span::at(offset, data.len() as u64);
-        for piece in pieces(span, self.write_max) {
+        for piece in span.pieces(self.write_max) {
             let bytes = data.slice(indices(piece, offset));
             if piece.start.is_multiple_of(self.unit) && piece.end.is_multiple_of(self.unit) {
                 self.put_whole(piece.start, bytes).await?;

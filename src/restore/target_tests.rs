@@ -100,7 +100,7 @@ async fn a_finished_target_holds_what_was_written_and_zeroes_elsewhere() {
         target.begin().await.unwrap();
         let mut model = vec![0; size as usize];
         // Every second stretch of a length that is no multiple of the unit is written, the others become zero.
-        for (i, piece) in pieces(Span::new(0, size), 512 * 211).enumerate() {
+        for (i, piece) in Span::new(0, size).pieces(512 * 211).enumerate() {
             if i % 2 == 0 {
                 let data: Vec<u8> = (piece.start..piece.end).map(|at| (at / 512 % 251) as u8).collect();
                 model[piece.start as usize..piece.end as usize].copy_from_slice(&data);

@@ -10,12 +10,12 @@ use super::compare::compare;
 use super::fixture::{Change, Moment, World, joined_sectors};
 use super::progress::Progress;
 use super::signature::is_unfinished;
-use super::target::{Target, is_zero};
+use super::target::Target;
 use super::verify::{Fault as ObjectFault, verify_objects};
 use super::whole::{RestoreError, Restored, restore};
 use crate::disk::{Disk, MemoryDisk};
 use crate::remote::faulty::{Call, Fault};
-use crate::units::{BLOCK, KIB, MIB, Mask, SECTOR, Span, TIB};
+use crate::units::{BLOCK, KIB, MIB, Mask, SECTOR, Span, TIB, is_zero};
 
 async fn world(seed: u64, size: u64, epochs: usize) -> World {
     let mut world = World::new(seed, size, true).await;

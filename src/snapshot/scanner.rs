@@ -31,7 +31,7 @@ use crate::format::keys::Keys;
 use crate::format::pack::PackBuilder;
 use crate::format::{ObjectRef, Void};
 use crate::task;
-use crate::units::{BLOCK, Block, MIB, Mask, SECTOR, SECTORS_PER_BLOCK, Span};
+use crate::units::{BLOCK, Block, MIB, Mask, SECTOR, SECTORS_PER_BLOCK, Span, is_zero};
 use crate::volume::Volume;
 use crate::volume::scan::{Content, Interrupted, Part, Piece, Turn};
 
@@ -397,7 +397,7 @@ fn sectors(block: u64, span: Span) -> Mask {
 /// more costs more than zeroes that compress to nothing.
 fn split_zeroes(bytes: &[u8], different: Mask) -> (Mask, Mask) {
     let zero = |(first, count): (u32, u32)| {
-        bytes[(first as usize * SECTOR as usize)..][..count as usize * SECTOR as usize].iter().all(|&byte| byte == 0)
+        is_zero(&bytes[(first as usize * SECTOR as usize)..][..count as usize * SECTOR as usize])
     };
     if different.runs().all(zero) { (different, Mask::NONE) } else { (Mask::NONE, different) }
 }
