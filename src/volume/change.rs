@@ -240,7 +240,7 @@ impl Core {
         tokio::spawn(async move {
             for part in parts {
                 if part.len() > u64::from(REQUEST_MAX) {
-                    // More than a log record holds: the scan of a resync reads it instead.
+                    // More than belongs into memory at once: the scan of a resync reads it instead.
                     let mut admission = core.admission.lock();
                     let was = admission.state();
                     admission.stop_logging(part);

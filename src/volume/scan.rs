@@ -27,8 +27,8 @@ use crate::volume::ranges::RangeGuard;
 
 /// Bytes read at a time: a short read even on a rotating disk.
 pub(super) const PIECE: u64 = MIB;
-/// What is tried when a piece cannot be read, to find the smallest part that is unreadable.
-pub(super) const PIECES_ON_ERROR: [u64; 2] = [64 * KIB, 4 * KIB];
+/// The smaller ones are tried when a piece cannot be read, to find the smallest part that is unreadable.
+const PIECES: [u64; 3] = [PIECE, 64 * KIB, 4 * KIB];
 /// A hole shorter than this is read as data.
 const HOLE_MIN: u64 = PIECE;
 
@@ -206,39 +206,36 @@ impl Core {
 
     /// What the span holds, in parts; where it cannot be read, in the smallest parts that are tried.
     pub(super) async fn read_parts(&self, span: Span) -> Result<Vec<(Span, Part)>, Interrupted> {
-        let mut parts = Vec::new();
-        self.read_part(span, &PIECES_ON_ERROR, &mut parts).await?;
+        let parts = self.read_quietly(span).await?;
         for (range, _) in parts.iter().filter(|(_, part)| matches!(part, Part::Unreadable)) {
             warn!(volume = self.name, %range, "a range cannot be read; it is unreadable in points");
         }
         Ok(parts)
     }
 
-    /// Reads `span` at once or, where that fails, in the next smaller pieces.
-    pub(super) async fn read_part(
-        &self,
-        span: Span,
-        smaller: &[u64],
-        parts: &mut Vec<(Span, Part)>,
-    ) -> Result<(), Interrupted> {
-        match self.store.read(span.start, span.len() as u32).await {
-            Ok(data) => parts.push((span, Part::Data(data))),
-            // A store that is away says nothing about what can be read.
-            Err(DiskError::Lost | DiskError::Refused(_) | DiskError::Io(Errno::ESHUTDOWN)) => {
-                self.lost("a read of our own");
-                return Err(Interrupted);
-            }
-            Err(_) => match smaller.split_first() {
-                None => parts.push((span, Part::Unreadable)),
-                Some((&size, smaller)) => {
-                    let mut start = span.start;
-                    while start < span.end {
-                        let end = (start / size * size + size).min(span.end);
-                        Box::pin(self.read_part(Span::new(start, end), smaller, parts)).await?;
-                        start = end;
-                    }
+    /// As [`Self::read_parts`], but nobody is told of what cannot be read.
+    pub(super) async fn read_quietly(&self, span: Span) -> Result<Vec<(Span, Part)>, Interrupted> {
+        let mut parts = Vec::new();
+        self.read_pieces(span, &PIECES, &mut parts).await?;
+        Ok(parts)
+    }
+
+    /// Reads `span` in pieces of the first of these sizes, and one that fails in pieces of the next.
+    async fn read_pieces(&self, span: Span, sizes: &[u64], parts: &mut Vec<(Span, Part)>) -> Result<(), Interrupted> {
+        let Some((&size, smaller)) = sizes.split_first() else {
+            parts.push((span, Part::Unreadable));
+            return Ok(());
+        };
+        for piece in span.pieces(size) {
+            match self.store.read(piece.start, piece.len() as u32).await {
+                Ok(data) => parts.push((piece, Part::Data(data))),
+                // A store that is away says nothing about what can be read.
+                Err(DiskError::Lost | DiskError::Refused(_) | DiskError::Io(Errno::ESHUTDOWN)) => {
+                    self.lost("a read of our own");
+                    return Err(Interrupted);
                 }
-            },
+                Err(_) => Box::pin(self.read_pieces(piece, smaller, parts)).await?,
+            }
         }
         Ok(())
     }

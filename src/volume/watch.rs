@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use super::scan::{Interrupted, PIECE, PIECES_ON_ERROR, Part};
+use super::scan::{Interrupted, PIECE, Part};
 use super::{Core, Volume};
 use crate::units::{BLOCK, LogIndex, Mask, SECTOR, Span};
 
@@ -121,7 +121,7 @@ impl Volume {
     /// Reads `span`, at most a request's length, as it is at the moment, whatever changes it.
     pub async fn peek(&self, span: Span) -> Result<Seen, Interrupted> {
         let blocks = span.end.div_ceil(BLOCK) - span.start / BLOCK;
-        let parts = self.0.read_pieces(span).await?;
+        let parts = self.0.read_quietly(span).await?;
         Ok(Seen { span, parts, changed: vec![Mask::NONE; blocks as usize] })
     }
 
@@ -131,7 +131,7 @@ impl Volume {
         let core = &self.0;
         let distrusts = core.admission.lock().distrusts();
         let _guard = core.ranges.acquire(span.rounded_out(SECTOR)).await;
-        let parts = core.read_pieces(span).await?;
+        let parts = core.read_quietly(span).await?;
         if !core.is_trusted(distrusts) {
             return Err(Interrupted);
         }
@@ -177,7 +177,7 @@ impl Watch {
         if !hole {
             span = piece(span);
         }
-        let parts = if hole { Vec::new() } else { core.read_pieces(span).await? };
+        let parts = if hole { Vec::new() } else { core.read_quietly(span).await? };
         let changed = core.admission.lock().watches().changed(self.id, span);
         drop(guard);
         // What a store shows that was lost says nothing of what it held when the piece was published.
@@ -198,13 +198,6 @@ impl Core {
     /// Whether nothing has happened to the store since `distrusts` was taken.
     fn is_trusted(&self, distrusts: u64) -> bool {
         !self.check_incarnation() && self.admission.lock().distrusts() == distrusts
-    }
-
-    /// As [`Self::read_parts`], but nobody is told of what cannot be read: it stays out of points.
-    async fn read_pieces(&self, span: Span) -> Result<Vec<(Span, Part)>, Interrupted> {
-        let mut parts = Vec::new();
-        self.read_part(span, &PIECES_ON_ERROR, &mut parts).await?;
-        Ok(parts)
     }
 }
 

@@ -210,8 +210,9 @@ impl Segment {
 
 impl SegmentIo for Segment {
     fn write_at(&self, data: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let mut bytes: Vec<u8> = data.iter().flat_map(|slice| slice.iter().copied()).collect();
+        let mut bytes = data.iter().map(|slice| &**slice).collect::<Vec<_>>().concat();
         note!(self.device.ground, "log: write {} of {} at {offset}", self.slot, bytes.len());
+        assert!(offset + bytes.len() as u64 <= self.device.segment_size, "a write beyond the segment's end");
         let state = &mut *lock(&self.device.state);
         state.called();
         if state.fail_writes {
