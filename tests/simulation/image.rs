@@ -1,11 +1,13 @@
 //! The store as it was after exactly some operations: what a recovery point must be, bit for bit (T4).
 
+use super::pages::Pages;
 use super::store::Effect;
+use crate::units::SECTOR;
 
 /// Tells images by ascending sequence, each from the one before.
 #[derive(Default)]
 pub struct Images {
-    base: Vec<u8>,
+    base: Pages,
     /// So many effects are in it for good.
     folded: usize,
     through: u64,
@@ -13,16 +15,16 @@ pub struct Images {
 
 impl Images {
     pub fn new(size: u64) -> Self {
-        Self { base: vec![0; size.next_multiple_of(512) as usize], folded: 0, through: 0 }
+        Self { base: Pages::zero(size.next_multiple_of(SECTOR)), folded: 0, through: 0 }
     }
 
     /// Whether the store, after exactly the operations up to `sequence`, was what `is_it` takes it for.
     ///
     /// Operations that took no sequence, and changes of the store by itself, come after the newest sequence of their
     /// time. Those that came right after `sequence` may be in the image or not, in their order.
-    pub fn any(&mut self, effects: &[Effect], sequence: u64, is_it: impl Fn(&[u8]) -> bool) -> bool {
+    pub fn any(&mut self, effects: &[Effect], sequence: u64, is_it: impl Fn(&Pages) -> bool) -> bool {
         if sequence < self.through {
-            self.base.fill(0);
+            self.base = Pages::zero(self.base.len());
             self.folded = 0;
         }
         self.through = sequence;
@@ -60,6 +62,6 @@ impl Images {
     }
 }
 
-fn apply(effect: &Effect, image: &mut [u8]) {
+fn apply(effect: &Effect, image: &mut Pages) {
     effect.changes.iter().for_each(|(offset, change)| change.apply(*offset, image));
 }

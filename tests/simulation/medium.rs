@@ -3,55 +3,63 @@
 //! is killed inside of a call leaves a part of what the call does. While nobody looks a sector may rot, fall back to
 //! what it was before, or hold what belongs elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::ground::{below, once_in};
+use super::pages::{Pages, Sectors, sector_span};
 use crate::units::SECTOR;
 
 const UNIT: usize = SECTOR as usize;
 
 #[derive(Default)]
 pub struct Medium {
-    cached: Vec<u8>,
-    durable: Vec<u8>,
-    dirty: BTreeSet<u64>,
-    /// What stood in each durable sector before that.
-    older: BTreeMap<u64, Sector>,
-    /// What the call under way has done, oldest first, with the ends of its writes and syncs.
-    call: Vec<Done>,
+    cached: Pages,
+    durable: Pages,
+    dirty: Sectors,
+    /// The kernel holds them for clean, and they never came to the disk: a sync has failed.
+    stale: Sectors,
+    /// What stood before that in each durable sector that has changed.
+    older: Pages,
+    changed: Sectors,
+    /// What the call under way has done, oldest first, with the ends of its writes and syncs, and what was there before
+    /// each step.
+    call: Vec<(u64, Done)>,
     ends: Vec<usize>,
+    before: Vec<u8>,
 }
 
-/// One step of a call, and what was there before.
+/// One step of a call, in one sector.
+#[derive(Clone, Copy)]
 enum Done {
-    Wrote { sector: u64, before: Sector, was_dirty: bool },
-    Synced { sector: u64, before: Sector },
+    Wrote { was_dirty: bool },
+    Synced,
 }
-
-type Sector = [u8; UNIT];
 
 impl Medium {
     /// So many bytes, whole sectors, all of them zero and durable.
     pub fn blank(length: u64) -> Self {
-        let bytes = vec![0; length as usize];
-        Self { durable: bytes.clone(), cached: bytes, ..Self::default() }
+        let bytes = Pages::zero(length);
+        Self { older: bytes.clone(), durable: bytes.clone(), cached: bytes, ..Self::default() }
     }
 
     pub fn len(&self) -> u64 {
-        self.cached.len() as u64
+        self.cached.len()
     }
 
     /// Cuts it, or adds zeroes; durable at once.
     pub fn set_len(&mut self, length: u64) {
-        self.cached.resize(length as usize, 0);
-        self.durable.resize(length as usize, 0);
-        self.dirty.retain(|sector| sector * SECTOR < length);
-        self.older.retain(|sector, _| sector * SECTOR < length);
+        for pages in [&mut self.cached, &mut self.durable, &mut self.older] {
+            pages.set_len(length);
+        }
+        for sectors in [&mut self.dirty, &mut self.stale, &mut self.changed] {
+            let beyond: Vec<u64> = sectors.within(length.div_ceil(SECTOR)..u64::MAX).collect();
+            beyond.into_iter().for_each(|sector| sectors.remove(sector));
+        }
     }
 
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-        let bytes = self.cached.get(offset as usize..offset as usize + buffer.len());
-        buffer.copy_from_slice(bytes.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+        if offset + buffer.len() as u64 > self.len() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        self.cached.read(offset, buffer);
         Ok(())
     }
 
@@ -59,6 +67,7 @@ impl Medium {
     pub fn begin(&mut self) {
         self.call.clear();
         self.ends.clear();
+        self.before.clear();
     }
 
     /// Whoever made the call is killed in it: only the first of its writes and syncs were done, and any part of the next.
@@ -68,50 +77,52 @@ impl Medium {
         let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
         let end = self.ends.get(at).copied().unwrap_or(0);
         let keep_one_in = 1 + below(4);
-        let undone: Vec<Done> = (0..)
+        let undone: Vec<_> = (0..)
             .zip(std::mem::take(&mut self.call))
             .filter(|(step, _)| *step >= end || *step >= start && !once_in(keep_one_in))
-            .map(|(_, step)| step)
             .collect();
         self.ends.clear();
-        let count = undone.len();
-        for step in undone.into_iter().rev() {
-            match step {
-                Done::Wrote { sector, before, was_dirty } => {
-                    self.cached[range(sector)].copy_from_slice(&before);
+        for (step, (sector, done)) in undone.iter().rev() {
+            let before = &self.before[step * UNIT..][..UNIT];
+            match done {
+                Done::Wrote { was_dirty } => {
+                    self.cached.write(sector * SECTOR, before);
                     if !was_dirty {
-                        self.dirty.remove(&sector);
+                        self.dirty.remove(*sector);
                     }
                 }
-                Done::Synced { sector, before } => {
-                    self.durable[range(sector)].copy_from_slice(&before);
-                    self.dirty.insert(sector);
+                Done::Synced => {
+                    self.durable.write(sector * SECTOR, before);
+                    self.dirty.insert(*sector);
                 }
             }
         }
-        count
+        undone.len()
     }
 
     pub fn write(&mut self, bytes: &[u8], offset: u64) {
         let sectors = offset / SECTOR..(offset + bytes.len() as u64).div_ceil(SECTOR);
         for sector in sectors {
             let was_dirty = !self.dirty.insert(sector);
-            self.call.push(Done::Wrote { sector, before: content(&self.cached, sector), was_dirty });
+            self.call.push((sector, Done::Wrote { was_dirty }));
+            remember(&mut self.before, &self.cached, sector);
         }
         self.ends.push(self.call.len());
-        let at = offset as usize;
-        self.cached[at..at + bytes.len()].copy_from_slice(bytes);
+        self.cached.write(offset, bytes);
     }
 
     /// Makes durable what was written from byte `start` up to `end`. If that fails, some of it is, and the kernel holds
     /// all of it for clean.
     pub fn sync(&mut self, start: u64, end: u64, fails: bool) {
-        let sectors: Vec<u64> = self.dirty.range(start / SECTOR..end.div_ceil(SECTOR)).copied().collect();
+        let sectors: Vec<u64> = self.dirty.within(start / SECTOR..end.div_ceil(SECTOR)).collect();
         for sector in sectors {
-            self.dirty.remove(&sector);
-            self.call.push(Done::Synced { sector, before: content(&self.durable, sector) });
+            self.dirty.remove(sector);
+            self.call.push((sector, Done::Synced));
+            remember(&mut self.before, &self.durable, sector);
             if !fails || once_in(2) {
                 self.land(sector);
+            } else {
+                self.stale.insert(sector);
             }
         }
         self.ends.push(self.call.len());
@@ -119,37 +130,40 @@ impl Medium {
 
     /// What is not waiting to be written is read from the disk again.
     pub fn forget_cached(&mut self, start: u64, end: u64) {
-        for sector in (start / SECTOR..end.div_ceil(SECTOR)).filter(|sector| !self.dirty.contains(sector)) {
-            self.cached[range(sector)].copy_from_slice(&self.durable[range(sector)]);
+        let stale: Vec<u64> = self.stale.within(start / SECTOR..end.div_ceil(SECTOR)).collect();
+        for sector in stale.into_iter().filter(|sector| !self.dirty.contains(*sector)) {
+            self.stale.remove(sector);
+            self.cached.take(&self.durable, sector_span(sector));
         }
     }
 
     /// Of each sector that was not synced, one in `keep_one_in` stays. Returns how many there were.
-    pub fn power_cut(&mut self, keep_one_in: u64) -> usize {
+    pub fn power_cut(&mut self, keep_one_in: u64) -> u64 {
         let dirty = std::mem::take(&mut self.dirty);
-        let count = dirty.len();
-        for sector in dirty {
+        for sector in dirty.within(0..u64::MAX) {
             if once_in(keep_one_in) {
                 self.land(sector);
             }
         }
+        self.stale = Sectors::default();
         self.cached.clone_from(&self.durable);
-        count
+        dirty.len()
     }
 
     fn land(&mut self, sector: u64) {
-        let older = content(&self.durable, sector);
-        let range = range(sector);
-        if older[..] != self.cached[range.clone()] {
-            self.older.insert(sector, older);
-            self.durable[range.clone()].copy_from_slice(&self.cached[range]);
+        self.stale.remove(sector);
+        let span = sector_span(sector);
+        if content(&self.durable, sector) != content(&self.cached, sector) {
+            self.older.take(&self.durable, span);
+            self.changed.insert(sector);
+            self.durable.take(&self.cached, span);
         }
     }
 
     /// One sector of those that were ever written is not what it should be. Says which, and in what way.
     pub fn rot(&mut self) -> Option<(u64, &'static str)> {
-        let any = |older: &BTreeMap<u64, Sector>| older.keys().nth(below(older.len() as u64) as usize).copied();
-        let sector = any(&self.older)?;
+        let any = |changed: &Sectors| changed.nth(below(changed.len()));
+        let sector = any(&self.changed)?;
         let mut found = content(&self.durable, sector);
         let how = match below(3) {
             0 => {
@@ -157,28 +171,29 @@ impl Medium {
                 "has rotted"
             }
             1 => {
-                found = self.older[&sector];
+                found = content(&self.older, sector);
                 "is older"
             }
             _ => {
-                found = content(&self.durable, any(&self.older)?);
+                found = content(&self.durable, any(&self.changed)?);
                 "is another"
             }
         };
-        self.durable[range(sector)].copy_from_slice(&found);
-        self.cached[range(sector)].copy_from_slice(&found);
-        self.dirty.remove(&sector);
+        self.durable.write(sector * SECTOR, &found);
+        self.cached.write(sector * SECTOR, &found);
+        self.dirty.remove(sector);
         Some((sector, how))
     }
 }
 
-fn content(bytes: &[u8], sector: u64) -> Sector {
+fn content(pages: &Pages, sector: u64) -> [u8; UNIT] {
     let mut content = [0; UNIT];
-    content.copy_from_slice(&bytes[range(sector)]);
+    pages.read(sector * SECTOR, &mut content);
     content
 }
 
-fn range(sector: u64) -> std::ops::Range<usize> {
-    let at = sector as usize * UNIT;
-    at..at + UNIT
+fn remember(before: &mut Vec<u8>, pages: &Pages, sector: u64) {
+    let at = before.len();
+    before.resize(at + UNIT, 0);
+    pages.read(sector * SECTOR, &mut before[at..]);
 }

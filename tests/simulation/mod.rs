@@ -22,6 +22,7 @@ mod log_device;
 mod marks_device;
 mod medium;
 mod oracle;
+mod pages;
 mod restored;
 mod store;
 mod world;

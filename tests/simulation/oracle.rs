@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::boot::Devices;
 use super::ground::{broken, note, once_in};
 use super::image::Images;
+use super::pages::Pages;
 use super::restored;
-use super::store::hash;
 use crate::chain::resolve::{Content, Resolver};
 use crate::chain::{At, ChainError, ChainReader, is_offered, of_gateway};
 use crate::format::Void;
@@ -16,7 +16,7 @@ use crate::units::{BLOCK, Block, EntryNumber, Generation, SECTOR, Span};
 
 /// What a point holds.
 struct Held {
-    bytes: Vec<u8>,
+    bytes: Pages,
     /// Compares with anything.
     trimmed: Vec<Span>,
     unreadable: Vec<Span>,
@@ -30,7 +30,7 @@ pub struct Oracle {
     /// Whose each generation is.
     owners: BTreeMap<u32, [u8; 16]>,
     /// Points and what they held when they were seen first.
-    points: BTreeMap<u64, (Arc<Entry>, u64)>,
+    points: BTreeMap<u64, (Arc<Entry>, Pages)>,
 }
 
 impl Oracle {
@@ -121,8 +121,7 @@ impl Oracle {
                 broken!(ground, "T7", "entry {} says that {span} is unreadable", entry.number);
             }
             if slice.is_none() {
-                let hash = hash(&held.bytes);
-                self.points.insert(entry.number.0, (entry.clone(), hash));
+                self.points.insert(entry.number.0, (entry.clone(), held.bytes));
             }
         }
     }
@@ -132,7 +131,7 @@ impl Oracle {
         let Some(chain) = chain(devices).await else { return };
         for (entry, before) in self.points.values() {
             match held(devices, &chain, entry, None).await {
-                Ok(held) if hash(&held.bytes) == *before => {
+                Ok(held) if held.bytes.differences(before).next().is_none() => {
                     if once_in(self.points.len() as u64) {
                         restored::check(devices, &chain, entry, &held.bytes).await;
                     }
@@ -188,13 +187,13 @@ async fn chain(devices: &Devices) -> Option<ChainReader> {
 }
 
 /// The first byte in which the image is not what the point holds.
-fn differs(held: &Held, image: &[u8]) -> Option<u64> {
-    let size = held.bytes.len();
-    if held.bytes[..] == image[..size] {
-        return None;
-    }
-    let any = |at: u64| held.trimmed.iter().chain(&held.unreadable).any(|span| span.contains(Span::at(at, 1)));
-    (0..size).filter(|&at| held.bytes[at] != image[at]).map(|at| at as u64).find(|&at| !any(at))
+fn differs(held: &Held, image: &Pages) -> Option<u64> {
+    let any = |span: Span| held.trimmed.iter().chain(&held.unreadable).any(|any| any.contains(span));
+    held.bytes.differences(image).filter(|part| !any(*part)).find_map(|part| {
+        let (held, image) = (held.bytes.bytes(part), image.bytes(part));
+        let differ = (part.start..).zip(held.iter().zip(&image)).filter(|(_, (held, image))| held != image);
+        differ.map(|(at, _)| at).find(|&at| !any(Span::at(at, 1)))
+    })
 }
 
 /// What a point holds, read without any of the code that restores.
@@ -208,7 +207,7 @@ async fn held(
     let blocks = entry.size.div_ceil(BLOCK);
     let fragments = resolver.resolve(Block(0), blocks).await?;
     let records = resolver.read_records(&fragments).await?;
-    let mut held = Held { bytes: vec![0; (blocks * BLOCK) as usize], trimmed: Vec::new(), unreadable: Vec::new() };
+    let mut held = Held { bytes: Pages::zero(blocks * BLOCK), trimmed: Vec::new(), unreadable: Vec::new() };
     for (fragment, record) in fragments.iter().zip(records) {
         let spans = fragment.mask.runs().map(|(first, count)| {
             let start = fragment.first.offset() + u64::from(first) * SECTOR;
@@ -222,12 +221,12 @@ async fn held(
                 let mut from = 0;
                 for span in spans {
                     let length = span.len() as usize;
-                    held.bytes[span.start as usize..span.end as usize].copy_from_slice(&record[from..from + length]);
+                    held.bytes.write(span.start, &record[from..from + length]);
                     from += length;
                 }
             }
         }
     }
-    held.bytes.truncate(entry.size as usize);
+    held.bytes.set_len(entry.size);
     Ok(held)
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::boot::Devices;
 use super::ground::{below, broken, note, once_in};
+use super::pages::Pages;
 use crate::chain::ChainReader;
 use crate::chain::resolve::Resolver;
 use crate::disk::Disk;
@@ -14,10 +15,10 @@ use crate::format::entry::Entry;
 use crate::restore::progress::Progress;
 use crate::restore::target::Target;
 use crate::restore::{compare, verify, whole};
-use crate::units::{REQUEST_MAX, Span};
+use crate::units::MIB;
 
 /// The point's content is `bytes`: so it is restored, verified, and compared with what was restored (T5, T9).
-pub async fn check(devices: &Devices, chain: &ChainReader, entry: &Entry, bytes: &[u8]) {
+pub async fn check(devices: &Devices, chain: &ChainReader, entry: &Entry, bytes: &Pages) {
     let (ground, number) = (&devices.ground, entry.number);
     let verified = verify::verify_objects(chain, entry, &Progress::new(0)).await;
     if !verified.bad.is_empty() {
@@ -40,18 +41,19 @@ pub async fn check(devices: &Devices, chain: &ChainReader, entry: &Entry, bytes:
         Ok(different) => broken!(ground, "T5", "entry {number} is restored and compares as different: {different:?}"),
         Err(error) => return broken!(ground, "T5", "entry {number} cannot be restored: {error}"),
     }
-    let found = content(&*disk, entry.size).await;
-    if let Some(at) = (0..bytes.len()).find(|&at| found[at] != bytes[at]) {
-        broken!(ground, "T5", "entry {number} is restored with another byte {at}");
+    if let Some(span) = content(&*disk, entry.size).await.differences(bytes).next() {
+        broken!(ground, "T5", "entry {number} is restored with other bytes in {span}");
     }
     note!(ground, "oracle: entry {number} restored, {} bytes moved", progress.moved());
 }
 
-async fn content(disk: &dyn Disk, size: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(size as usize);
-    while (bytes.len() as u64) < size {
-        let part = Span::new(bytes.len() as u64, size.min(bytes.len() as u64 + u64::from(REQUEST_MAX)));
-        bytes.extend_from_slice(&disk.read(part.start, part.len() as u32).await.expect("memory is read"));
+async fn content(disk: &dyn Disk, size: u64) -> Pages {
+    let mut content = Pages::zero(size);
+    let mut at = 0;
+    while at < size {
+        let part = disk.read(at, (size - at).min(MIB) as u32).await.expect("memory is read");
+        content.write(at, &part);
+        at += part.len() as u64;
     }
-    bytes
+    content
 }

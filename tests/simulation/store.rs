@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::ground::{Ground, below, broken, lock, note, once_in};
+use super::pages::{Pages, sector_span};
 use crate::disk::{Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, Result, ZeroMode};
 use crate::units::{KIB, SECTOR, Span};
 use crate::volume::Sequences;
@@ -55,12 +56,11 @@ impl Change {
             Self::Zero(length) => Span::at(offset, *length),
         }
     }
-    pub fn apply(&self, offset: u64, image: &mut [u8]) {
-        let span = self.span(offset);
-        let range = &mut image[span.start as usize..span.end as usize];
+
+    pub fn apply(&self, offset: u64, image: &mut Pages) {
         match self {
-            Self::Data(data) => range.copy_from_slice(data),
-            Self::Zero(_) => range.fill(0),
+            Self::Data(data) => image.write(offset, data),
+            Self::Zero(_) => image.fill_zero(self.span(offset)),
         }
     }
 }
@@ -78,7 +78,8 @@ struct Operation {
 
 struct Version {
     effect: u32,
-    bytes: [u8; SECTOR as usize],
+    /// None is zeroes.
+    bytes: Option<Box<[u8]>>,
 }
 
 /// An answer that the store gave and that no client has claimed.
@@ -99,8 +100,8 @@ struct Faults {
 
 pub struct State {
     /// What reads show; whole sectors.
-    seen: Vec<u8>,
-    medium: Vec<u8>,
+    seen: Pages,
+    medium: Pages,
     /// The effect that each sector on the medium is of.
     medium_of: Vec<u32>,
     dirty: BTreeMap<u64, Vec<Version>>,
@@ -137,18 +138,24 @@ pub struct Store {
     latency: u64,
 }
 
+/// Of a read's content; four words at a time, since whole volumes are read.
 pub fn hash(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let mixed = words.iter().fold(bytes.len() as u64, |hash, word| {
-        (hash ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-    });
-    rest.iter().fold(mixed, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let (groups, rest) = bytes.as_chunks::<32>();
+    let mut lanes = [1, 2, 3, bytes.len() as u64];
+    for group in groups {
+        for (lane, word) in lanes.iter_mut().zip(group.as_chunks::<8>().0) {
+            *lane = mix(*lane, u64::from_le_bytes(*word));
+        }
+    }
+    let words = lanes.into_iter().chain(rest.iter().map(|byte| u64::from(*byte)));
+    words.fold(0, mix)
 }
 
 impl Store {
     pub fn new(ground: Ground, sequences: Arc<Sequences>, geometry: Geometry, latency: u64) -> Self {
         let sectors = geometry.size.div_ceil(SECTOR) as usize;
-        let bytes = vec![0; sectors * SECTOR as usize];
+        let bytes = Pages::zero(sectors as u64 * SECTOR);
         let state = State {
             medium: bytes.clone(),
             seen: bytes,
@@ -182,8 +189,8 @@ impl Store {
     }
 
     /// What reads show.
-    pub fn image(&self) -> Vec<u8> {
-        self.with(|state| state.seen[..self.geometry.size as usize].to_vec())
+    pub fn image(&self) -> Pages {
+        self.with(|state| state.seen.clone())
     }
 
     pub fn fail_changes(&self, times: u64) {
@@ -442,9 +449,8 @@ impl State {
         }
         let effect = self.effects.len() as u32;
         for sector in span.start / SECTOR..span.end.div_ceil(SECTOR) {
-            let at = (sector * SECTOR) as usize;
-            let mut bytes = [0; SECTOR as usize];
-            bytes.copy_from_slice(&self.seen[at..at + SECTOR as usize]);
+            let span = sector_span(sector);
+            let bytes = (!self.seen.is_zero(span)).then(|| self.seen.bytes(span).into());
             self.lost.remove(&sector);
             self.dirty.entry(sector).or_default().push(Version { effect, bytes });
         }
@@ -463,20 +469,22 @@ impl State {
     }
 
     fn make_durable(&mut self, is_covered: impl Fn(&Version, &[Effect]) -> bool) {
-        for (sector, mut versions) in std::mem::take(&mut self.dirty) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.retain(|&sector, versions| {
             if let Some(newest) = versions.iter().rposition(|version| is_covered(version, &self.effects)) {
                 self.put(sector, &versions[newest]);
                 versions.drain(..=newest);
             }
-            if !versions.is_empty() {
-                self.dirty.insert(sector, versions);
-            }
-        }
+            !versions.is_empty()
+        });
+        self.dirty = dirty;
     }
 
     fn put(&mut self, sector: u64, version: &Version) {
-        let at = (sector * SECTOR) as usize;
-        self.medium[at..at + SECTOR as usize].copy_from_slice(&version.bytes);
+        match &version.bytes {
+            Some(bytes) => self.medium.write(sector * SECTOR, bytes),
+            None => self.medium.fill_zero(sector_span(sector)),
+        }
         self.medium_of[sector as usize] = version.effect;
     }
 
@@ -501,25 +509,24 @@ impl State {
         let lost = std::mem::take(&mut self.lost);
         note!(ground, "store: {} sectors are as they were", lost.len());
         let newest = self.newest_sequence;
-        self.show(lost.into_iter().collect(), newest);
+        self.show(lost, newest);
     }
 
     /// After a crash.
     fn show_medium(&mut self, newest: u64) {
         self.lost.clear();
         self.lost_until = None;
-        let sectors = self.seen.len() as u64 / SECTOR;
-        self.show((0..sectors).collect(), newest);
+        let differ: Vec<Span> = self.seen.differences(&self.medium).collect();
+        self.show(differ.into_iter().flat_map(|span| span.start / SECTOR..span.end / SECTOR), newest);
     }
 
-    fn show(&mut self, sectors: Vec<u64>, after: u64) {
+    fn show(&mut self, sectors: impl IntoIterator<Item = u64>, after: u64) {
         let mut changes = Vec::new();
-        for sector in sectors {
-            let at = (sector * SECTOR) as usize;
-            let range = at..at + SECTOR as usize;
-            if self.seen[range.clone()] != self.medium[range.clone()] {
-                self.seen[range.clone()].copy_from_slice(&self.medium[range.clone()]);
-                changes.push((at as u64, Change::Data(Bytes::copy_from_slice(&self.medium[range]))));
+        for span in sectors.into_iter().map(sector_span) {
+            let bytes = self.medium.bytes(span);
+            if self.seen.bytes(span) != bytes {
+                self.seen.write(span.start, &bytes);
+                changes.push((span.start, Change::Data(bytes.into())));
             }
         }
         if !changes.is_empty() {
@@ -541,16 +548,12 @@ impl Disk for Store {
                 if state.faults.unreadable.iter().any(|bad| bad.overlaps(span)) {
                     return Err(EIO);
                 }
-                Ok(Bytes::copy_from_slice(&state.seen[span.start as usize..span.end as usize]))
+                Ok(Bytes::from(state.seen.bytes(span)))
             };
             let read = this.sampled(sample).await;
-            note!(
-                this.ground,
-                "store: read {span} {:?}",
-                read.as_ref().map(|bytes| hash(bytes)).map_err(|error| *error)
-            );
             let answer = read.as_ref().map(|_| ()).map_err(|error| *error);
             let hash = read.as_ref().map_or(0, |bytes| hash(bytes));
+            note!(this.ground, "store: read {span} {answer:?} {hash:x}");
             lock(&this.state).answered(Kind::Read, span, answer, hash, None);
             read
         })
@@ -604,7 +607,7 @@ impl Disk for Store {
                 let (mut at, end) = (offset, offset + length);
                 while at < end {
                     let next = ((at / PAGE + 1) * PAGE).min(end);
-                    let zero = state.seen[at as usize..next as usize].iter().all(|&byte| byte == 0);
+                    let zero = state.seen.is_zero(Span::new(at, next));
                     let full = extents.len() == limit;
                     match extents.last_mut() {
                         Some(last) if last.zero == zero => last.length += next - at,
