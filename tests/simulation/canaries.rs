@@ -15,19 +15,19 @@ const TIME_MAX: Duration = Duration::from_secs(5);
 /// would find whatever went wrong.
 const CANARIES: &[(Safeguard, Option<Trouble>, std::ops::Range<u64>)] = &[
     (Safeguard::RangeLock, None, 4..104),
-    (Safeguard::GapFreePrefix, None, 13..113),
+    (Safeguard::GapFreePrefix, None, 93..193),
     (Safeguard::Barrier, None, 41..141),
     (Safeguard::Fence, None, 5..105),
     (Safeguard::ScanBelowLog, None, 5..105),
     (Safeguard::ScanHoldsRange, None, 0..100),
     (Safeguard::DistrustAfterLoss, None, 2..102),
     (Safeguard::StaleAnswers, None, 41..141),
-    (Safeguard::DistrustAfterFailedFlush, None, 31..131),
+    (Safeguard::DistrustAfterFailedFlush, None, 30..130),
     (Safeguard::ForgottenCaches, None, 4..104),
     (Safeguard::FlushForwarded, None, 3..103),
     (Safeguard::OverflowEndsLogging, None, 45..145),
     (Safeguard::HotBeforeWrite, None, 30..130),
-    (Safeguard::CoolAfterFlush, Some(Trouble::CrashedStore), 23..123),
+    (Safeguard::CoolAfterFlush, Some(Trouble::CrashedStore), 135..235),
     (Safeguard::DivergedWhenCooled, Some(Trouble::DeadRemote), 10..110),
     (Safeguard::Foretold, Some(Trouble::FailingMarks), 27..127),
 ];

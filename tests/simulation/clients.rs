@@ -182,8 +182,8 @@ fn range(size: u64, habit: Habit) -> Span {
 
 /// Now and then half of the volume.
 fn wide(span: Span, size: u64) -> Span {
-    if once_in(12) { Span::new(span.start, (span.start + size / 2).min(size) / SECTOR * SECTOR) } else { span }
-        .intersect(Span::new(0, size))
+    let end = if once_in(12) { (span.start + size / 2).min(size) / SECTOR * SECTOR } else { span.end };
+    Span::new(span.start, end.max(span.end))
 }
 
 /// Every eight bytes tell the operation and the place.

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use crate::random::seeded;
 
-/// Calls that are remembered of a world that is replayed.
-const TAIL: usize = 400;
+/// Calls that are remembered of a world that is replayed, up to the first broken promise.
+const TAIL: usize = 800;
 
 /// A number below `end`.
 pub fn below(end: u64) -> u64 {
@@ -114,7 +114,10 @@ impl Ground {
         state.hash =
             state.line.bytes().fold(state.hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
         state.calls += 1;
-        if let Some(tail) = &mut state.tail {
+        // What led to the first broken promise tells more than what came of it.
+        if let Some(tail) = &mut state.tail
+            && state.broken.is_empty()
+        {
             if tail.len() == TAIL {
                 tail.pop_front();
             }

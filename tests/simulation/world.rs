@@ -17,7 +17,7 @@ use super::store::Store;
 use crate::chain::ChainWriter;
 use crate::disk::{Abilities, BlockSizes, Disk, Geometry};
 use crate::random::seeded;
-use crate::units::{KIB, MIB, REQUEST_MAX, SECTOR, Sequence, Span};
+use crate::units::{KIB, LogIndex, MIB, REQUEST_MAX, SECTOR, Sequence, Span};
 use crate::volume::{MarksFail, Sequences, State, Volume};
 
 /// By then whatever can be published is, when nothing fails any more.
@@ -273,6 +273,8 @@ impl World {
     async fn lead(&mut self, kept: Kept, settles: bool, clean: bool, loses_log: bool) -> Kept {
         let devices = self.devices.clone();
         let gateway = devices.boot(&kept);
+        // Behind a clean stop the log begins anew; what it had before may go.
+        let before = kept.left.map_or(LogIndex(0), |_| gateway.volume.log().appended());
         let mut clients = JoinSet::new();
         for _ in 0..self.count {
             clients.spawn(self.clients.clone().run(gateway.volume.clone(), self.habit));
@@ -296,7 +298,8 @@ impl World {
         }
         watching.abort();
         let progress = *gateway.volume.log().watch().borrow();
-        let sound = progress.era == 0 && !progress.failed;
+        let sound = progress.era == 0 && !progress.failed && progress.synced > before;
+        let synced = sound.then_some(progress.synced);
         let volume = gateway.opened.borrow().or(kept.volume);
         let take_over = kept.take_over || other != Other::None;
         if loses_log {
@@ -304,7 +307,7 @@ impl World {
         }
         let uncovered = self.is_uncovered(&gateway.volume).await;
         let left = if settles && clean { gateway.leave(&devices.store).await } else { None };
-        Kept { left, volume, take_over, synced: sound.then_some(progress.synced), uncovered }
+        Kept { left, volume, take_over, synced, uncovered }
     }
 
     /// Whether the marks may be wrong, and neither the log nor the remote can tell: the one case in which a crash may
