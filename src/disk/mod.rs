@@ -180,9 +180,9 @@ impl From<rustix::io::Errno> for DiskError {
 pub type Result<T> = std::result::Result<T, DiskError>;
 
 /// An operation under way, or its answer where it was had at once: what is in the page cache costs no task.
-pub enum Pending<T> {
+pub enum Pending<T: 'static> {
     Ready(Option<Result<T>>),
-    Later(Pin<Box<dyn Future<Output = Result<T>> + Send>>),
+    Later(Later<T>),
 }
 
 impl<T> Pending<T> {
@@ -190,7 +190,7 @@ impl<T> Pending<T> {
         Self::Ready(Some(answer))
     }
     pub fn later(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
-        Self::Later(Box::pin(future))
+        Self::Later(Later(Some(Box::pin(future))))
     }
 }
 
@@ -199,7 +199,33 @@ impl<T: Unpin> Future for Pending<T> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
             Self::Ready(answer) => Poll::Ready(answer.take().expect("polled after it was ready")),
-            Self::Later(future) => future.as_mut().poll(cx),
+            Self::Later(later) => Pin::new(later).poll(cx),
+        }
+    }
+}
+
+/// An operation that goes on by being polled. Whoever drops it leaves it to a task of its own: it is never taken back.
+pub struct Later<T: 'static>(Option<Pin<Box<dyn Future<Output = Result<T>> + Send>>>);
+
+impl<T> Future for Later<T> {
+    type Output = Result<T>;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let rest = &mut self.get_mut().0;
+        let answer = rest.as_mut().expect("polled after it was ready").as_mut().poll(cx);
+        if answer.is_ready() {
+            *rest = None;
+        }
+        answer
+    }
+}
+
+impl<T> Drop for Later<T> {
+    fn drop(&mut self) {
+        // Without a runtime there is nobody left who could complete anything.
+        if let Some(rest) = self.0.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async { drop(rest.await) });
         }
     }
 }

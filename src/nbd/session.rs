@@ -8,11 +8,10 @@
 //! not read. What the protocol forbids is refused with its error ([`admit`]); where its end could not be found, or
 //! the disk lost its store, the connection ends.
 //!
-//! However a session ends, begun operations go on to their end: [`InFlight`] sees to it.
+//! However a session ends, begun operations go on to their end: [`Pending`] sees to it.
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::mem;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -83,7 +82,7 @@ pub(super) async fn serve(
         inbox: Inbox::default(),
         outbox: Outbox::default(),
         expected: Expected::Request,
-        in_flight: InFlight::default(),
+        in_flight: FuturesUnordered::new(),
         in_flight_bytes: 0,
         end: None,
     };
@@ -107,7 +106,7 @@ struct Session<S> {
     inbox: Inbox,
     outbox: Outbox,
     expected: Expected,
-    in_flight: InFlight,
+    in_flight: FuturesUnordered<Running>,
     /// Payloads of what is in flight.
     in_flight_bytes: usize,
     /// Once set, no request is taken any more.
@@ -143,13 +142,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, SessionError>> {
         loop {
             let paused = if self.end.is_none() { self.take_requests()? } else { Paused::Full };
-            while let Poll::Ready(Some((request, answer))) = self.in_flight.0.poll_next_unpin(cx) {
+            while let Poll::Ready(Some((request, answer))) = self.in_flight.poll_next_unpin(cx) {
                 self.in_flight_bytes -= payload_length(&request);
                 self.reply(&request, answer)?;
             }
             let all_sent = self.outbox.poll_send(cx, &mut self.stream)?.is_ready();
             if let Some(end) = self.end {
-                return if all_sent && self.in_flight.0.is_empty() { Poll::Ready(Ok(end)) } else { Poll::Pending };
+                return if all_sent && self.in_flight.is_empty() { Poll::Ready(Ok(end)) } else { Poll::Pending };
             }
             match paused {
                 Paused::Batch => {}
@@ -202,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn has_room(&self, request: &Request) -> bool {
         // What is longer is refused, and is not held in memory.
         let payload = payload_length(request).min(REQUEST_MAX as usize);
-        self.in_flight.0.len() < IN_FLIGHT_REQUESTS_MAX
+        self.in_flight.len() < IN_FLIGHT_REQUESTS_MAX
             && self.in_flight_bytes + self.outbox.len() + payload <= IN_FLIGHT_BYTES_MAX
     }
 
@@ -252,7 +251,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return self.reply(&request, answer);
         }
         self.in_flight_bytes += payload_length(&request);
-        self.in_flight.0.push(running);
+        self.in_flight.push(running);
         Ok(())
     }
 
@@ -409,21 +408,5 @@ impl Future for Running {
     type Output = (Request, disk::Result<Answer>);
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Running::poll(self.get_mut(), cx)
-    }
-}
-
-/// Operations under way. Whoever drops them leaves them to a task of their own: they are never taken back.
-#[derive(Default)]
-struct InFlight(FuturesUnordered<Running>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        let rest = mem::take(&mut self.0);
-        // Without a runtime there is nobody left who could complete anything.
-        if !rest.is_empty()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn(rest.for_each(|_| std::future::ready(())));
-        }
     }
 }

@@ -13,7 +13,7 @@ use super::admission::{self, Ticket};
 use super::flushes::Flushing;
 use super::heat::Cold;
 use super::ranges::RangeGuard;
-use super::{Core, LOG_FULL, detached};
+use super::{Core, LOG_FULL};
 use crate::disk::{Disk, DiskError, Errno, Pending, ZeroMode};
 use crate::format::log::LogOp;
 use crate::units::{LogIndex, REQUEST_MAX, SECTOR, Span};
@@ -43,7 +43,7 @@ impl Core {
                 None => self.submit(Span::at(offset, length), request, fua),
                 Some(delay) => {
                     let core = self.clone();
-                    detached(async move {
+                    Pending::later(async move {
                         tokio::time::sleep(delay).await;
                         core.submit(Span::at(offset, length), request, fua).await
                     })
@@ -62,7 +62,7 @@ impl Core {
             Some(guard) => self.begin(guard, span, request, fua),
             None => {
                 let core = self.clone();
-                detached(async move {
+                Pending::later(async move {
                     let guard = core.ranges.acquire(locked).await;
                     core.begin(guard, span, request, fua).await
                 })
@@ -76,7 +76,7 @@ impl Core {
             Ok(admitted) => self.forward(guard, admitted, span, request, fua),
             Err(mut cold) => {
                 let core = self.clone();
-                detached(async move {
+                Pending::later(async move {
                     let since = Instant::now();
                     let admitted = loop {
                         core.wait_for_marks(cold, since).await?;
@@ -112,7 +112,7 @@ impl Core {
             }
             Pending::Later(answer) => {
                 let core = self.clone();
-                detached(async move {
+                Pending::later(async move {
                     let answer = answer.await;
                     core.finish(guard, ticket, span, answer, mode);
                     answer

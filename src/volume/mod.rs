@@ -474,7 +474,7 @@ impl Disk for Volume {
             return Pending::ready(Ok(()));
         }
         let core = self.0.clone();
-        detached(async move {
+        Pending::later(async move {
             let _together = core.flushes.read().await;
             let owed = core.owed.lock().take();
             let answer = core.flush_store().await;
@@ -508,12 +508,4 @@ impl Disk for Volume {
     fn incarnation(&self) -> u64 {
         self.0.store.incarnation()
     }
-}
-
-/// Runs to its end even if nobody waits for it.
-fn detached<T: Send + Unpin + 'static>(
-    operation: impl Future<Output = Result<T, DiskError>> + Send + 'static,
-) -> Pending<T> {
-    let task = tokio::spawn(operation);
-    Pending::later(async move { task.await.unwrap_or(Err(DiskError::Lost)) })
 }
