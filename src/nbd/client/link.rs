@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -26,6 +28,8 @@ const RUNS_MAX: u32 = 1 << 20;
 const ERROR_LENGTH_MAX: u32 = 4 + 2 + wire::STRING_MAX as u32 + 8;
 /// Separate pieces of a read that are known before the gaps between them are; servers send in order, or almost.
 const PIECES_MAX: usize = 1024;
+/// What a job without a payload costs, as bytes of one.
+const JOB_COST: u64 = 1024;
 
 /// A request for a link. It is answered when the server did; not at all (the sender is dropped) if the link ended.
 pub(super) struct Job {
@@ -37,6 +41,28 @@ pub(super) struct Job {
     /// Of a write; else empty.
     pub data: Bytes,
     pub answer: oneshot::Sender<disk::Result<Reply>>,
+    pub load: Option<Load>,
+}
+
+/// A job's part of what is under way on its connection, until it is dropped.
+pub(super) struct Load {
+    of: Arc<AtomicU64>,
+    weight: u64,
+}
+
+impl Load {
+    pub fn new(of: &Arc<AtomicU64>, job: &Job) -> Self {
+        let payload = if matches!(job.command, command::READ | command::WRITE) { job.length } else { 0 };
+        let weight = JOB_COST + u64::from(payload);
+        of.fetch_add(weight, Ordering::Relaxed);
+        Self { of: of.clone(), weight }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.weight, Ordering::Relaxed);
+    }
 }
 
 /// What came back: data of a read, runs of a block status.
@@ -114,6 +140,7 @@ struct InFlight {
     length: u32,
     answer: oneshot::Sender<disk::Result<Reply>>,
     collected: Collected,
+    _load: Option<Load>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
@@ -151,14 +178,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     }
 
     fn send(&mut self, job: Job) {
-        let Job { command, flags, offset, length, data, answer } = job;
+        let Job { command, flags, offset, length, data, answer, load } = job;
         // Never 0, never used twice.
         self.cookie += 1;
         let cookie = self.cookie;
         self.outbox.put(&Request { flags, command, cookie, offset, length }.encode());
         self.outbox.put_payload(data);
         let collected = Collected::default();
-        self.in_flight.insert(cookie, InFlight { command, offset, length, answer, collected });
+        self.in_flight.insert(cookie, InFlight { command, offset, length, answer, collected, _load: load });
     }
 
     /// Takes all replies that were received; whether there were any.

@@ -25,17 +25,20 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 pub use handshake::HandshakeError;
 use handshake::{Terms, connect};
-use link::{Dialect, Job, LinkError, Reply};
+use link::{Dialect, Job, LinkError, Load, Reply};
 
 use super::server::Chain;
 use super::stream::Stream;
 use super::uri::{Uri, UriError};
 use super::wire::{command, state};
 use crate::disk::{self, Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
-use crate::units::GIB;
+use crate::units::{GIB, KIB};
 
 /// Connections to a server that allows several: as many as `nbdcopy` uses.
 const CONNECTIONS: usize = 4;
+/// What one connection has under way before another is used. Up to there, requests that share a send, and answers that
+/// share a receive, are worth more than a second connection.
+const SPREAD_ABOVE: u64 = 256 * KIB;
 /// After the first one succeeded: a server that is full leaves the others without an answer.
 const FURTHER_CONNECTION_MAX: Duration = Duration::from_secs(1);
 /// How long requests wait for a lost server to come back.
@@ -89,13 +92,36 @@ struct Shared {
 
 enum Phase {
     Up {
-        links: Vec<mpsc::UnboundedSender<Job>>,
-        next: usize,
+        ways: Vec<Way>,
+        /// Which of them jobs go now.
+        current: usize,
     },
     /// Jobs wait for a reconnection.
     Waiting(Vec<Job>),
     /// The server has been away for too long, is another, or was left: jobs are refused.
     Away,
+}
+
+/// A connection, and what is under way on it.
+struct Way {
+    jobs: mpsc::UnboundedSender<Job>,
+    /// Bytes of payload, with a bit for each job.
+    load: Arc<AtomicU64>,
+}
+
+impl Way {
+    fn new(jobs: mpsc::UnboundedSender<Job>) -> Self {
+        Self { jobs, load: Arc::default() }
+    }
+
+    fn load(&self) -> u64 {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, mut job: Job) -> Result<(), Job> {
+        job.load = Some(Load::new(&self.load, &job));
+        self.jobs.send(job).map_err(|unsent| Job { load: None, ..unsent.0 })
+    }
 }
 
 impl NbdDisk {
@@ -251,17 +277,17 @@ impl Shared {
     /// Gives the connections a task each, and them the jobs that wait.
     fn start(&self, connections: Connections) -> Links {
         let mut links = Links::new();
-        let senders: Vec<_> = connections
+        let ways = connections
             .streams
             .into_iter()
             .map(|(stream, dialect)| {
                 let (sender, jobs) = mpsc::unbounded_channel();
                 links.spawn(link::run(stream, dialect, jobs));
-                sender
+                Way::new(sender)
             })
             .collect();
         let mut phase = self.phase();
-        let waiting = match mem::replace(&mut *phase, Phase::Up { links: senders, next: 0 }) {
+        let waiting = match mem::replace(&mut *phase, Phase::Up { ways, current: 0 }) {
             Phase::Waiting(jobs) => jobs,
             Phase::Up { .. } | Phase::Away => Vec::new(),
         };
@@ -286,11 +312,13 @@ impl Shared {
 impl Phase {
     fn submit(&mut self, job: Job) {
         match self {
-            Self::Up { links, next } => {
-                *next = (*next + 1) % links.len();
+            Self::Up { ways, current } => {
+                if ways[*current].load() >= SPREAD_ABOVE {
+                    *current = (0..ways.len()).min_by_key(|&way| ways[way].load()).unwrap_or(0);
+                }
                 // The link ended just now, and the job was not issued on it.
-                if let Err(unsent) = links[*next].send(job) {
-                    *self = Self::Waiting(vec![unsent.0]);
+                if let Err(unsent) = ways[*current].send(job) {
+                    *self = Self::Waiting(vec![unsent]);
                 }
             }
             Self::Waiting(jobs) => jobs.push(job),
@@ -328,7 +356,7 @@ async fn outcomes(answers: Vec<Answer>) -> disk::Result<Vec<Reply>> {
 impl NbdDisk {
     fn submit(&self, command: u16, flags: u16, offset: u64, length: u32, data: Bytes) -> Answer {
         let (answer, receiver) = oneshot::channel();
-        self.shared.phase().submit(Job { command, flags, offset, length, data, answer });
+        self.shared.phase().submit(Job { command, flags, offset, length, data, answer, load: None });
         receiver
     }
 
