@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::output::{human_duration, table};
 use super::stops::Stops;
 use crate::config;
-use crate::status::{ScrubStatus, Status, StatusError, VolumeStatus, ask};
+use crate::status::{OperationsStatus, ScrubStatus, Status, StatusError, VolumeStatus, ask};
 use crate::units::{Timestamp, human_bytes};
 
 /// Between two looks of `--watch`.
@@ -166,7 +166,7 @@ impl Scans {
     }
 }
 
-/// A row for each volume, and below a line for each that has something to complain of.
+/// A row for each volume, below a line for each that has something to complain of, and last how long clients wait.
 fn picture(status: &Status, scans: &mut Scans, at: Instant, now: Timestamp) -> String {
     let rows: Vec<Vec<String>> = status
         .volumes
@@ -207,7 +207,66 @@ fn picture(status: &Status, scans: &mut Scans, at: Instant, now: Timestamp) -> S
             text += &format!("{}: {error}\n", volume.name);
         }
     }
-    text
+    text + &latencies(status)
+}
+
+/// A row for each kind of operation that there was.
+fn latencies(status: &Status) -> String {
+    let mut rows = Vec::new();
+    for VolumeStatus { name, latency, .. } in &status.volumes {
+        let kinds = [
+            ("reads", &latency.reads),
+            ("writes", &latency.writes),
+            ("flushes", &latency.flushes),
+            ("trim/zero", &latency.trim_zero),
+        ];
+        for (kind, OperationsStatus { operations, store, added }) in kinds {
+            if *operations > 0 {
+                let mut row = vec![name.clone(), kind.to_owned(), human_count(*operations)];
+                for times in [store, added] {
+                    row.extend([times.median_us, times.p99_us, times.max_us].map(latency_in));
+                }
+                rows.push(row);
+            }
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let headings = ["NAME", "OPERATION", "COUNT", "STORE", "P99", "MAX", "ADDED", "P99", "MAX"];
+    "\n".to_owned() + &table(&headings, &[false, false, true, true, true, true, true, true, true], &rows)
+}
+
+/// Three digits say all that a bucket's bound knows.
+fn latency_in(microseconds: Option<f64>) -> String {
+    let Some(us) = microseconds else { return "-".to_owned() };
+    let (value, unit) = match us {
+        us if us <= 1.0 => return "<1µs".to_owned(),
+        us if us < 1e3 => (us, "µs"),
+        us if us < 1e6 => (us / 1e3, "ms"),
+        us => (us / 1e6, "s"),
+    };
+    format!("{}{unit}", three_digits(value))
+}
+
+fn human_count(count: u64) -> String {
+    match count as f64 {
+        few if few < 1e4 => count.to_string(),
+        many if many < 1e6 => three_digits(many / 1e3) + "k",
+        many if many < 1e9 => three_digits(many / 1e6) + "M",
+        many => three_digits(many / 1e9) + "G",
+    }
+}
+
+/// Of a number from 1 on, without zeroes that say nothing.
+fn three_digits(value: f64) -> String {
+    let decimals = match value {
+        value if value < 9.995 => 2,
+        value if value < 99.95 => 1,
+        _ => 0,
+    };
+    let text = format!("{value:.decimals$}");
+    if decimals > 0 { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 /// How far the scheduled comparison is.
@@ -263,7 +322,7 @@ fn percent(part: u64, whole: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{LogStatus, PointStatus};
+    use crate::status::{LatencyStatus, LogStatus, PointStatus, TimesStatus};
     use crate::units::{GIB, MIB};
 
     fn volume() -> VolumeStatus {
@@ -286,6 +345,7 @@ mod tests {
             last_error: None,
             differing: 0,
             scrub: None,
+            latency: LatencyStatus::default(),
         }
     }
 
@@ -350,6 +410,30 @@ mod tests {
             text.contains("disk0: scrub: 25% of this round, 512 B differed from the copy, none finished"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_clients_wait_for_has_a_row_for_each_kind_of_operation_that_there_was() {
+        let store =
+            TimesStatus { median_us: Some(17.5), p99_us: Some(3584.0), max_us: Some(67_108_864.0), buckets: vec![] };
+        let added = TimesStatus { median_us: Some(1.0), p99_us: Some(1.25), max_us: None, buckets: vec![] };
+        let latency = LatencyStatus {
+            writes: OperationsStatus { operations: 1_234_567, store, added },
+            ..LatencyStatus::default()
+        };
+        let text = shown(VolumeStatus { latency, ..volume() }, &mut Scans::default(), Instant::now());
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 5, "{text}");
+        let words: Vec<_> = lines[4].split_whitespace().collect();
+        assert_eq!(words, ["disk0", "writes", "1.23M", "17.5µs", "3.58ms", "67.1s", "<1µs", "1.25µs", "-"], "{text}");
+    }
+
+    #[test]
+    fn numbers_have_three_digits_at_every_size() {
+        let counts = [9_999, 10_000, 99_960, 999_400, 12_345_678, 7_000_000_000];
+        assert_eq!(counts.map(human_count), ["9999", "10k", "100k", "999k", "12.3M", "7G"]);
+        let times = [1.25, 10.0, 896.0, 1024.0, 114_688.0, 1_048_576.0];
+        assert_eq!(times.map(|us| latency_in(Some(us))), ["1.25µs", "10µs", "896µs", "1.02ms", "115ms", "1.05s"]);
     }
 
     #[test]

@@ -570,6 +570,7 @@ impl Watched {
                 differing: scrub.differing,
                 finished: scrub.finished.map(|time| time.to_string()),
             }),
+            latency: volume.latencies().into(),
         }
     }
 }

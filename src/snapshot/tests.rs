@@ -2,6 +2,7 @@
 
 mod compare;
 mod copying;
+mod latency;
 mod recovery;
 mod untracked;
 

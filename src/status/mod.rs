@@ -5,6 +5,7 @@
 //! volumes' content is in the document.
 
 pub mod forecast;
+pub mod latency;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,12 +14,14 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+pub use latency::{LatencyStatus, OperationsStatus, TimesStatus};
+
 /// Name of the socket in the state folder.
 pub const SOCKET: &str = "status.sock";
 /// A client that does not say what it wants, or does not take its answer, within this time is given up.
 pub const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Larger than the status of thousands of volumes.
-const DOCUMENT_MAX: u64 = 16 << 20;
+const DOCUMENT_MAX: u64 = 64 << 20;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -58,6 +61,9 @@ pub struct VolumeStatus {
     pub differing: u64,
     /// None where no comparison is scheduled.
     pub scrub: Option<ScrubStatus>,
+    /// Nothing from a gateway that is older than what asks it.
+    #[serde(default)]
+    pub latency: LatencyStatus,
 }
 
 /// The scheduled comparison of the store with its copy.

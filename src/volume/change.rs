@@ -12,6 +12,7 @@ use tracing::warn;
 use super::admission::{self, Ticket};
 use super::flushes::Flushing;
 use super::heat::Cold;
+use super::latency::{Kind, Stopwatch};
 use super::ranges::RangeGuard;
 use super::{Core, LOG_FULL};
 use crate::disk::{Disk, DiskError, Errno, Pending, ZeroMode};
@@ -35,17 +36,27 @@ pub(super) enum Request {
     Zeroes(ZeroMode),
 }
 
+impl Request {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Write(_) => Kind::Write,
+            Self::Trim | Self::Zeroes(_) => Kind::Erase,
+        }
+    }
+}
+
 impl Core {
     /// What lies outside the volume has no place in the log; it is refused as the store would refuse it.
     pub(super) fn change(self: &Arc<Self>, offset: u64, length: u64, request: Request, fua: bool) -> Pending<()> {
+        let watch = Stopwatch::start(request.kind());
         match self.geometry.admit_change(offset, length) {
             Ok(()) => match self.settings.throttle.and_then(|most| throttled(most, self.log.fill())) {
-                None => self.submit(Span::at(offset, length), request, fua),
+                None => self.submit(Span::at(offset, length), request, fua, watch),
                 Some(delay) => {
                     let core = self.clone();
                     Pending::later(async move {
                         tokio::time::sleep(delay).await;
-                        core.submit(Span::at(offset, length), request, fua).await
+                        core.submit(Span::at(offset, length), request, fua, watch).await
                     })
                 }
             },
@@ -53,27 +64,34 @@ impl Core {
         }
     }
 
-    fn submit(self: &Arc<Self>, span: Span, request: Request, fua: bool) -> Pending<()> {
+    fn submit(self: &Arc<Self>, span: Span, request: Request, fua: bool, watch: Stopwatch) -> Pending<()> {
         if span.is_empty() {
             return self.issue(span, request, fua);
         }
         let locked = span.rounded_out(SECTOR);
         match self.ranges.try_acquire(locked) {
-            Some(guard) => self.begin(guard, span, request, fua),
+            Some(guard) => self.begin(guard, span, request, fua, watch),
             None => {
                 let core = self.clone();
                 Pending::later(async move {
                     let guard = core.ranges.acquire(locked).await;
-                    core.begin(guard, span, request, fua).await
+                    core.begin(guard, span, request, fua, watch).await
                 })
             }
         }
     }
 
     /// Steps 2 to 5, with the range held.
-    fn begin(self: &Arc<Self>, guard: RangeGuard, span: Span, request: Request, fua: bool) -> Pending<()> {
+    fn begin(
+        self: &Arc<Self>,
+        guard: RangeGuard,
+        span: Span,
+        request: Request,
+        fua: bool,
+        watch: Stopwatch,
+    ) -> Pending<()> {
         match self.admit(span, &request) {
-            Ok(admitted) => self.forward(guard, admitted, span, request, fua),
+            Ok(admitted) => self.forward(guard, admitted, span, request, fua, watch),
             Err(mut cold) => {
                 let core = self.clone();
                 Pending::later(async move {
@@ -86,7 +104,7 @@ impl Core {
                             Err(again) => cold = again,
                         }
                     };
-                    core.forward(guard, admitted, span, request, fua).await
+                    core.forward(guard, admitted, span, request, fua, watch).await
                 })
             }
         }
@@ -100,21 +118,33 @@ impl Core {
         span: Span,
         request: Request,
         fua: bool,
+        mut watch: Stopwatch,
     ) -> Pending<()> {
         let fast_only = matches!(request, Request::Zeroes(ZeroMode { fast_only: true, .. }));
         let durable = fua.then(|| self.admission.lock().making_durable());
         let mode = Mode { fast_only, durable, distrusts };
+        watch.lap_added();
         match self.issue(span, request, fua) {
             Pending::Ready(answer) => {
+                watch.lap_store();
                 let answer = answer.expect("not polled yet");
+                // Where it need not wait, it takes no longer than a few looks at the clock.
+                let waits = self.admission.is_locked();
                 self.finish(guard, ticket, span, answer, mode);
+                if waits {
+                    watch.lap_added();
+                }
+                watch.count(&self.latencies);
                 Pending::ready(answer)
             }
             Pending::Later(answer) => {
                 let core = self.clone();
                 Pending::later(async move {
                     let answer = answer.await;
+                    watch.lap_store();
                     core.finish(guard, ticket, span, answer, mode);
+                    watch.lap_added();
+                    watch.count(&core.latencies);
                     answer
                 })
             }

@@ -6,15 +6,18 @@ use std::sync::atomic::Ordering;
 use tracing::{error, warn};
 
 use super::flushes::Flushing;
+use super::latency::{Kind, Stopwatch};
 use super::{Core, LOG_SYNC_MAX};
 use crate::disk::{Disk, DiskError, Pending};
 use crate::failpoint::{self, Safeguard};
 
 impl Core {
     /// Flushes the store, and takes note of what that proves.
-    pub(super) async fn flush_store(self: &Arc<Self>) -> Result<(), DiskError> {
+    pub(super) async fn flush_store(self: &Arc<Self>, watch: &mut Stopwatch) -> Result<(), DiskError> {
         let flushing = self.admission.lock().flushing(&self.log);
+        watch.lap_added();
         let answer = self.store.flush().await;
+        watch.lap_store();
         self.flush_answered(flushing, answer);
         match answer {
             Ok(()) | Err(DiskError::Refused(_)) => {}
@@ -40,7 +43,9 @@ impl Core {
         let core = self.clone();
         tokio::spawn(async move {
             let Ok(_alone) = core.flushes.try_write() else { return };
-            if let Err(error @ DiskError::Io(_)) = core.flush_store().await {
+            // No client waits for it: it is not counted.
+            let mut watch = Stopwatch::start(Kind::Flush);
+            if let Err(error @ DiskError::Io(_)) = core.flush_store(&mut watch).await {
                 core.owed.lock().get_or_insert(error);
             }
         });

@@ -24,6 +24,8 @@ pub mod descriptor;
 pub mod flushes;
 mod flushing;
 pub mod heat;
+pub mod histogram;
+pub mod latency;
 pub mod marking;
 pub mod progress;
 pub mod ranges;
@@ -58,6 +60,7 @@ pub use sequences::Sequences;
 use admission::Admission;
 use change::Request;
 use heat::Heat;
+use latency::{Kind, Latencies, Stopwatch};
 use ranges::RangeLock;
 
 /// How long a client's flush waits for the log, with `sync = "flush"`, before it is answered without.
@@ -127,6 +130,7 @@ struct Core {
     reread: AtomicU64,
     /// When what is suspect is to be read once more.
     suspect_until: Mutex<Option<Instant>>,
+    latencies: Arc<Latencies>,
 }
 
 impl Drop for Core {
@@ -165,6 +169,7 @@ impl Volume {
             owed: Mutex::default(),
             reread: AtomicU64::new(0),
             suspect_until: Mutex::default(),
+            latencies: Arc::default(),
         });
         if unclean {
             core.suspect();
@@ -294,6 +299,11 @@ impl Volume {
     /// Bytes of the store that scans have read since the start.
     pub fn reread(&self) -> u64 {
         self.0.reread.load(Ordering::Relaxed)
+    }
+
+    /// How long clients' operations took since the start.
+    pub fn latencies(&self) -> &Latencies {
+        &self.0.latencies
     }
 
     /// Bytes of the regions that a crash would have read again.
@@ -462,7 +472,24 @@ impl Disk for Volume {
     }
 
     fn read(&self, offset: u64, length: u32) -> Pending<Bytes> {
-        self.0.store.read(offset, length)
+        let mut watch = Stopwatch::start(Kind::Read);
+        let latencies = &self.0.latencies;
+        match self.0.store.read(offset, length) {
+            Pending::Later(answer) => {
+                let latencies = latencies.clone();
+                Pending::later(async move {
+                    let answer = answer.await;
+                    watch.lap_store();
+                    watch.count(&latencies);
+                    answer
+                })
+            }
+            ready @ Pending::Ready(_) => {
+                watch.lap_store();
+                watch.count(latencies);
+                ready
+            }
+        }
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
@@ -474,13 +501,16 @@ impl Disk for Volume {
             return Pending::ready(Ok(()));
         }
         let core = self.0.clone();
+        let mut watch = Stopwatch::start(Kind::Flush);
         Pending::later(async move {
             let _together = core.flushes.read().await;
             let owed = core.owed.lock().take();
-            let answer = core.flush_store().await;
+            let answer = core.flush_store(&mut watch).await;
             if answer.is_ok() && core.settings.sync_log {
                 core.sync_log().await;
             }
+            watch.lap_added();
+            watch.count(&core.latencies);
             answer.and(owed.map_or(Ok(()), Err))
         })
     }

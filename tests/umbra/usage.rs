@@ -112,9 +112,21 @@ fn status_has_every_field_by_its_name() {
         assert!(fields.contains_key(field), "no field {field} in {text}");
     }
     assert!(status["last_error"].is_null(), "{text}");
+    let writes = &status["latency"]["writes"];
+    assert!(writes["operations"].as_u64().is_some_and(|count| count > 0), "{text}");
+    for times in [&writes["store"], &writes["added"]] {
+        let [median, p99, max] = ["median_us", "p99_us", "max_us"].map(|name| times[name].as_f64().unwrap());
+        assert!(0.0 < median && median <= p99 && p99 <= max, "{text}");
+        let counts = times["buckets"].as_array().unwrap().iter().map(|bucket| bucket["operations"].as_u64().unwrap());
+        assert_eq!(counts.sum::<u64>(), writes["operations"].as_u64().unwrap(), "{text}");
+    }
+    for kind in ["reads", "flushes", "trim_zero"] {
+        assert!(status["latency"][kind]["operations"].is_u64(), "{text}");
+    }
     let config = scene.config();
     let plain = scene.run(&["status", config.to_str().unwrap()]).ok();
     assert!(plain.stdout.contains("disk0") && plain.stdout.contains("shadowing"), "{}", plain.stdout);
+    assert!(plain.stdout.contains("ADDED") && plain.stdout.contains("writes"), "{}", plain.stdout);
     gateway.stop();
     scene.run(&["status", config.to_str().unwrap(), "--json"]).expect_code(1);
 }
