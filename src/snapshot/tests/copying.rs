@@ -4,6 +4,18 @@ use object_store::ObjectStoreExt;
 
 use super::*;
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_reads_no_faster_than_it_may() {
+    let mut world = World::new(64 * MIB);
+    world.store.write(0, Random(7).bytes(64 * MIB as usize), false).await.unwrap();
+    world.scan_rate = NonZeroU64::new(MIB);
+    let gateway = world.start().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let front = gateway.volume.scan_front();
+    assert!(front <= 8 * MIB, "{front} bytes were read in two seconds");
+    gateway.leave().await.expect("a clean stop");
+}
+
 /// Counterexample 6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_ahead_of_a_first_copy_use_up_no_log() {
