@@ -34,6 +34,7 @@ use crate::format::entry::{Entry, EntryKind};
 use crate::format::names::VolumeName;
 use crate::format::{InstanceId, Void, VolumeId};
 use crate::marks::simulated::SimulatedFile;
+use crate::random::SplitMix64;
 use crate::remote::faulty::{Call, FaultyStore};
 use crate::remote::{Limits, Remote};
 use crate::units::{BLOCK, Block, EntryNumber, Generation, KIB, MIB, REGION, SECTOR, Span, Timestamp};
@@ -312,19 +313,12 @@ impl Gateway {
     }
 }
 
-/// The same numbers for the same seed (splitmix64).
-#[derive(Clone)]
-struct Random(u64);
+/// What clients write.
+trait Payload {
+    fn bytes(&mut self, length: usize) -> Bytes;
+}
 
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ z >> 31) % end
-    }
-
+impl Payload for SplitMix64 {
     fn bytes(&mut self, length: usize) -> Bytes {
         let seed = self.below(256) as u8;
         let step = self.below(7) as usize + 1;
@@ -338,7 +332,7 @@ async fn load(volume: &Volume, seed: u64, clients: u64, operations: u64) {
     for client in 0..clients {
         let volume = volume.clone();
         tasks.spawn(async move {
-            let mut random = Random(seed * 1000 + client);
+            let mut random = SplitMix64(seed * 1000 + client);
             for _ in 0..operations {
                 let size = volume.size();
                 let unit = if random.below(4) == 0 { 1 } else { SECTOR };

@@ -11,7 +11,7 @@ async fn a_full_log_costs_no_client_anything_and_is_followed_by_a_resync() {
     gateway.settled().await;
     let gate_key = "packs/";
     world.bucket.every(Call::Create, gate_key, crate::remote::faulty::Fault::Status(503));
-    let mut random = Random(5);
+    let mut random = SplitMix64(5);
     for megabyte in 0..200 {
         gateway.volume.write(megabyte * MIB, random.bytes(MIB as usize), false).await.unwrap();
     }
@@ -34,7 +34,7 @@ async fn a_log_that_rots_is_replaced_by_what_the_store_holds() {
     let before = world.newest_point().await;
     // The next entry waits, so that what is logged meanwhile is read back from the log's files.
     world.bucket.every(Call::Create, "chain/", crate::remote::faulty::Fault::Status(503));
-    gateway.volume.write(MIB, Random(2).bytes(4096), false).await.unwrap();
+    gateway.volume.write(MIB, SplitMix64(2).bytes(4096), false).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let payload = Bytes::from(vec![0xa7; 64 * KIB as usize]);
     gateway.volume.write(2 * MIB, payload.clone(), false).await.unwrap();

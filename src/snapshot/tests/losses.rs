@@ -11,7 +11,7 @@ async fn a_store_that_was_lost_is_compared_in_full() {
     load(&gateway.volume, 1, 4, 30).await;
     gateway.settled().await;
     // It forgets what was not flushed, and says only that it was away.
-    world.store.inner().write(7 * MIB, Random(3).bytes(4096), false).await.unwrap();
+    world.store.inner().write(7 * MIB, SplitMix64(3).bytes(4096), false).await.unwrap();
     world.store.come_back();
     gateway.until(State::Shadowing).await;
     load(&gateway.volume, 2, 4, 30).await;
@@ -40,7 +40,7 @@ async fn no_point_shows_a_write_after_a_silent_loss_beside_what_was_lost() {
     let gateway = world.start().await;
     gateway.settled().await;
     for round in 1..8 {
-        let (lost, later) = (Random(round).bytes(4096), Random(100 + round).bytes(4096));
+        let (lost, later) = (SplitMix64(round).bytes(4096), SplitMix64(100 + round).bytes(4096));
         gateway.volume.write(0, lost.clone(), false).await.unwrap();
         gateway.settled().await;
         // Nothing is in flight that could tell; the store is back before anybody asks.
@@ -61,7 +61,7 @@ async fn no_point_shows_a_write_after_a_silent_loss_beside_what_was_lost() {
 async fn no_point_is_made_without_the_last_piece_of_a_scan() {
     let world = World::new(SIZE);
     for megabyte in 0..24 {
-        world.store.write(megabyte * MIB, Random(megabyte).bytes(MIB as usize), false).await.unwrap();
+        world.store.write(megabyte * MIB, SplitMix64(megabyte).bytes(MIB as usize), false).await.unwrap();
     }
     let gate = Gate::new();
     world.store.inject(Fault::hold(Kind::Read, &gate).at(Span::at(23 * MIB, 4096)).once());
@@ -85,10 +85,10 @@ async fn no_point_is_made_without_the_last_piece_of_a_scan() {
 async fn a_failed_flush_makes_everything_suspect() {
     let world = World::new(SIZE);
     let gateway = world.start().await;
-    gateway.volume.write(0, Random(3).bytes(4096), false).await.unwrap();
+    gateway.volume.write(0, SplitMix64(3).bytes(4096), false).await.unwrap();
     gateway.settled().await;
     world.store.inject(Fault::instead(Kind::Flush, DiskError::Io(Errno::EIO)).once());
-    world.store.inner().write(0, Random(4).bytes(4096), false).await.unwrap();
+    world.store.inner().write(0, SplitMix64(4).bytes(4096), false).await.unwrap();
     assert_eq!(gateway.volume.flush().await, Err(DiskError::Io(Errno::EIO)));
     assert_ne!(gateway.volume.state(), State::Shadowing);
     gateway.settled().await;
@@ -104,7 +104,7 @@ async fn what_a_failed_flush_left_in_a_servers_cache_stays_hot_over_restarts() {
     let gateway = world.start().await;
     gateway.settled().await;
     gateway.until_cold().await;
-    gateway.volume.write(3 * REGION, Random(3).bytes(4096), false).await.unwrap();
+    gateway.volume.write(3 * REGION, SplitMix64(3).bytes(4096), false).await.unwrap();
     world.store.inject(Fault::instead(Kind::Flush, DiskError::Io(Errno::EIO)).once());
     let answer = gateway.volume.flush().await;
     // A flush of our own may have been told before; then this one is told what that was.
@@ -120,7 +120,7 @@ async fn what_a_failed_flush_left_in_a_servers_cache_stays_hot_over_restarts() {
         gateway.die().await;
     }
     // At last the cache goes, and what was never on the disk.
-    world.store.inner().write(3 * REGION, Random(4).bytes(4096), false).await.unwrap();
+    world.store.inner().write(3 * REGION, SplitMix64(4).bytes(4096), false).await.unwrap();
     let gateway = world.start().await;
     gateway.settled().await;
     world.assert_current().await;

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_copy_under_load_ends_in_a_point_that_equals_the_store() {
     let world = World::new(SIZE);
-    let mut random = Random(1);
+    let mut random = SplitMix64(1);
     for offset in [0, 5 * MIB, 9 * MIB + 512, 20 * MIB] {
         world.store.write(offset, random.bytes(2 * MIB as usize), false).await.unwrap();
     }
@@ -41,7 +41,7 @@ async fn every_slice_is_the_volume_after_a_prefix_of_the_writes() {
     // One client at depth 1: write n fills its place with n, over the same few blocks again and again.
     world.bucket.every(Call::Create, "chain/", crate::remote::faulty::Fault::Delay(Duration::from_millis(2500)));
     let mut history = vec![vec![0; 4 * MIB as usize]];
-    let mut random = Random(11);
+    let mut random = SplitMix64(11);
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(6) {
         let n = history.len();
@@ -80,7 +80,7 @@ async fn lists_stay_short_and_old_points_stay_what_they_were() {
     let world = World::new(SIZE);
     let gateway = world.start().await;
     gateway.settled().await;
-    let mut random = Random(3);
+    let mut random = SplitMix64(3);
     let mut middle = None;
     for round in 0..44 {
         let offset = random.below(SIZE / SECTOR - 64) * SECTOR;

@@ -22,7 +22,7 @@ async fn a_pack_that_is_said_to_be_there_and_is_not_is_put_again() {
     let world = World::new(SIZE);
     world.bucket.once(Call::Create, "packs/", crate::remote::faulty::Fault::Status(409));
     let gateway = world.start().await;
-    gateway.volume.write(0, Random(1).bytes(4096), false).await.unwrap();
+    gateway.volume.write(0, SplitMix64(1).bytes(4096), false).await.unwrap();
     gateway.settled().await;
     world.assert_current().await;
     gateway.die().await;
@@ -32,7 +32,7 @@ async fn a_pack_that_is_said_to_be_there_and_is_not_is_put_again() {
 async fn no_client_waits_for_a_remote_that_goes_away_during_a_first_copy() {
     let world = World::new(64 * MIB);
     for megabyte in 0..64 {
-        world.store.write(megabyte * MIB, Random(megabyte).bytes(MIB as usize), false).await.unwrap();
+        world.store.write(megabyte * MIB, SplitMix64(megabyte).bytes(MIB as usize), false).await.unwrap();
     }
     let gateway = world.start().await;
     while gateway.volume.scan_front() < 4 * MIB {
@@ -42,7 +42,7 @@ async fn no_client_waits_for_a_remote_that_goes_away_during_a_first_copy() {
     world.bucket.every(Call::Create, "", crate::remote::faulty::Fault::BlackHole);
     let all = async {
         for megabyte in 0..64 {
-            gateway.volume.write(megabyte * MIB + 4096, Random(1).bytes(8192), false).await.unwrap();
+            gateway.volume.write(megabyte * MIB + 4096, SplitMix64(1).bytes(8192), false).await.unwrap();
         }
         gateway.volume.trim(0, 64 * MIB, false).await.unwrap();
         gateway.volume.flush().await.unwrap();
@@ -72,10 +72,10 @@ async fn a_second_gateway_fences_the_first_which_goes_on_serving() {
     let second =
         crate::chain::ChainWriter::open(&world.remote, &World::name(), opening, Clock::system()).await.unwrap();
     assert!(second.generation() > entry.generation);
-    first.volume.write(0, Random(1).bytes(4096), false).await.unwrap();
+    first.volume.write(0, SplitMix64(1).bytes(4096), false).await.unwrap();
     first.until(State::Fenced).await;
-    first.volume.write(0, Random(2).bytes(4096), false).await.unwrap();
-    assert_eq!(first.volume.read(0, 4096).await.unwrap(), Random(2).bytes(4096));
+    first.volume.write(0, SplitMix64(2).bytes(4096), false).await.unwrap();
+    assert_eq!(first.volume.read(0, 4096).await.unwrap(), SplitMix64(2).bytes(4096));
     assert!(first.report.last_error().is_some_and(|error| error.contains("fenced")), "{:?}", first.report.last_error());
     assert_eq!(world.newest_point().await.number, entry.number, "the first published after it was fenced");
     assert_eq!(first.leave().await, None);
