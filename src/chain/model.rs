@@ -17,6 +17,7 @@ use crate::format::index::{BLOCKS_MAX, Kind};
 use crate::format::pack::PackBuilder;
 use crate::format::run::verify_run;
 use crate::format::{InstanceId, Keys, ObjectHash, ObjectRef, PackRecord, Void, VolumeId};
+use crate::random::SplitMix64;
 use crate::remote::faulty::{Call, Fault, FaultyStore};
 use crate::remote::{Limits, PutOutcome, Remote};
 use crate::units::{
@@ -29,21 +30,9 @@ fn keys() -> Keys {
     Keys::unencrypted(VOLUME)
 }
 
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-    fn range(&mut self, end: u64) -> (u64, u64) {
-        let first = self.roll(end);
-        (first, 1 + self.roll(end - first))
-    }
+fn range(random: &mut SplitMix64, end: u64) -> (u64, u64) {
+    let first = random.below(end);
+    (first, 1 + random.below(end - first))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,17 +160,17 @@ impl RemoveFull for BTreeMap<(u64, u8, u8), Mask> {
 }
 
 /// What clients do in one slice, in a volume of so many sectors.
-fn writes(dice: &mut Dice, end: u64, stamp: &mut u64) -> Sectors {
+fn writes(random: &mut SplitMix64, end: u64, stamp: &mut u64) -> Sectors {
     let mut sectors = Sectors::new();
-    for _ in 0..dice.roll(6) {
+    for _ in 0..random.below(6) {
         *stamp += 1;
-        let (first, count) = dice.range(end);
-        let (first, count) = match dice.roll(3) {
+        let (first, count) = range(random, end);
+        let (first, count) = match random.below(3) {
             0 => (first, count.min(16)),
             1 => (first / SECTORS * SECTORS, SECTORS.min(end - first / SECTORS * SECTORS)),
             _ => (first, count),
         };
-        let value = match dice.roll(6) {
+        let value = match random.below(6) {
             0 => Value::Void(Void::Zero),
             1 => Value::Void(Void::Trimmed),
             2 => Value::Void(Void::Unreadable),
@@ -227,19 +216,19 @@ struct Recorded {
 }
 
 /// Epochs of random writes, with merges of random suffixes of random levels between them.
-async fn history(world: &mut World, dice: &mut Dice, epochs: u64, blocks: u64) -> Vec<Recorded> {
+async fn history(world: &mut World, random: &mut SplitMix64, epochs: u64, blocks: u64) -> Vec<Recorded> {
     let mut levels = Levels::default();
     let (mut own, mut now, mut stamp) = (Vec::new(), Sectors::new(), 0);
     let mut recorded = Vec::new();
     for number in 1..=epochs {
-        let writes: Vec<_> = (0..=dice.roll(5)).map(|_| writes(dice, blocks * SECTORS, &mut stamp)).collect();
-        let borders = [dice.roll(blocks), blocks];
+        let writes: Vec<_> = (0..=random.below(5)).map(|_| writes(random, blocks * SECTORS, &mut stamp)).collect();
+        let borders = [random.below(blocks), blocks];
         levels[0].splice(0..0, std::mem::take(&mut own));
         own = world.packs(&writes, &borders).await;
         for level in 0..3 {
             let length = levels[level].len() as u64;
-            if length > 0 && dice.roll(3) == 0 {
-                let count = 1 + dice.roll(length.min(merge::FANOUT as u64)) as usize;
+            if length > 0 && random.below(3) == 0 {
+                let count = 1 + random.below(length.min(merge::FANOUT as u64)) as usize;
                 let inputs = levels[level][levels[level].len() - count..].to_vec();
                 world.merge(&mut levels, &Step { level, inputs }).await;
             }
@@ -250,7 +239,7 @@ async fn history(world: &mut World, dice: &mut Dice, epochs: u64, blocks: u64) -
             slices.push(now.clone());
         }
         // Sometimes smaller than what was written, and not a multiple of anything.
-        let size = (blocks - dice.roll(3)) * BLOCK - dice.roll(2) * dice.roll(BLOCK);
+        let size = (blocks - random.below(3)) * BLOCK - random.below(2) * random.below(BLOCK);
         let entry = entry(number, size, slices.len(), own.clone(), levels.clone());
         recorded.push(Recorded { entry, slices });
     }
@@ -292,20 +281,20 @@ fn part(model: &Sectors, size: u64, first: u64, count: u64) -> Sectors {
     model.range((first * SECTORS).min(end)..end).map(|(sector, value)| (*sector, *value)).collect()
 }
 
-async fn check(world: &World, dice: &mut Dice, recorded: &Recorded, blocks: u64) {
+async fn check(world: &World, random: &mut SplitMix64, recorded: &Recorded, blocks: u64) {
     let Recorded { entry, slices } = recorded;
-    let slice = dice.roll(slices.len() as u64 + 1) as usize;
+    let slice = random.below(slices.len() as u64 + 1) as usize;
     let (asked, model) = match slices.get(slice) {
         Some(model) => (Some(slice), model),
         None => (None, &slices[slices.len() - 1]),
     };
     let resolver = Resolver::new(world.remote.clone(), VOLUME, entry, asked).unwrap();
-    for (first, count) in [(0, blocks + 5), dice.range(blocks), dice.range(blocks)] {
+    for (first, count) in [(0, blocks + 5), range(random, blocks), range(random, blocks)] {
         let fragments = resolver.resolve(Block(first), count).await.unwrap();
         let found = sectors(&resolver, &fragments, first, count).await;
         assert_eq!(found, part(model, entry.size, first, count), "blocks {first} + {count}");
-        check_differs(dice, model, entry.size, &fragments, first);
-        check_differs(dice, model, entry.size, &fragments, first + count - 1);
+        check_differs(random, model, entry.size, &fragments, first);
+        check_differs(random, model, entry.size, &fragments, first + count - 1);
     }
     let mut from = 0;
     while let Some(next) = resolver.next_named(Block(from)).await.unwrap() {
@@ -317,14 +306,14 @@ async fn check(world: &World, dice: &mut Dice, recorded: &Recorded, blocks: u64)
 }
 
 /// Compares `differs` with what the model says, for a local block that is mostly equal.
-fn check_differs(dice: &mut Dice, model: &Sectors, size: u64, fragments: &[Fragment], block: u64) {
+fn check_differs(random: &mut SplitMix64, model: &Sectors, size: u64, fragments: &[Fragment], block: u64) {
     let held = part(model, size, block, 1);
     let mut local = vec![0; BLOCK as usize];
     for (sector, value) in &held {
         local[((sector % SECTORS) * SECTOR) as usize..][..SECTOR as usize].copy_from_slice(&value.bytes());
     }
-    for _ in 0..dice.roll(3) {
-        local[dice.roll(BLOCK) as usize] ^= 1;
+    for _ in 0..random.below(3) {
+        local[random.below(BLOCK) as usize] ^= 1;
     }
     let wrong = (0..SECTORS).filter(|sector| {
         let bytes = &local[(sector * SECTOR) as usize..][..SECTOR as usize];
@@ -360,13 +349,13 @@ proptest! {
     #[test]
     fn a_volume_reads_as_it_was_at_every_slice_whatever_was_merged(seed: u64) {
         run(async move {
-            let mut dice = Dice(seed);
+            let mut random = SplitMix64(seed);
             let mut world = World::new();
-            let blocks = 4 + dice.roll(30);
-            let epochs = 1 + dice.roll(14);
-            let history = history(&mut world, &mut dice, epochs, blocks).await;
+            let blocks = 4 + random.below(30);
+            let epochs = 1 + random.below(14);
+            let history = history(&mut world, &mut random, epochs, blocks).await;
             for recorded in &history {
-                check(&world, &mut dice, recorded, blocks).await;
+                check(&world, &mut random, recorded, blocks).await;
             }
         });
     }
@@ -547,9 +536,9 @@ async fn what_was_damaged_on_the_way_is_read_again() {
     assert_eq!(gets(&world), 2);
 
     let mut data = PackBuilder::new(&keys(), Generation(1), world.number());
-    let mut dice = Dice(1);
+    let mut random = SplitMix64(1);
     // More than comes with the head, and nothing that compresses.
-    let noise: Vec<u8> = (0..8 * BLOCK).map(|_| dice.roll(256) as u8).collect();
+    let noise: Vec<u8> = (0..8 * BLOCK).map(|_| random.below(256) as u8).collect();
     for (block, bytes) in noise.chunks(BLOCK as usize).enumerate() {
         data.push_data(Block(block as u64), 0, Mask::FULL, bytes).unwrap();
     }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use super::{Disk, DiskError, Errno, Geometry, ZeroMode};
+use crate::random::SplitMix64;
 use crate::units::{GIB, KIB, MIB, Span};
 
 /// Small enough to be read whole at each step that needs it.
@@ -130,7 +131,7 @@ async fn disjoint_changes_leave_each_other_alone(disk: &Arc<dyn Disk>, model: &m
     let stripe = if minimum == 1 { 777 } else { minimum };
     let stripes = (size / stripe).min(LANES * 64);
     let lanes = (0..LANES).map(|lane| {
-        let (disk, mut random) = (disk.clone(), Random(model.random.next()));
+        let (disk, mut random) = (disk.clone(), SplitMix64(model.random.next()));
         tokio::spawn(async move {
             let mut written = Vec::new();
             for number in (lane..stripes).step_by(LANES as usize) {
@@ -181,7 +182,7 @@ async fn a_dropped_write_is_not_taken_back(disk: &dyn Disk, model: &mut Model) {
 /// The bytes that the disk must hold, and what happens next.
 struct Model {
     content: Vec<u8>,
-    random: Random,
+    random: SplitMix64,
     seed: u64,
     geometry: Geometry,
 }
@@ -189,7 +190,7 @@ struct Model {
 impl Model {
     async fn of(disk: &dyn Disk, seed: u64) -> Self {
         let geometry = disk.geometry();
-        let mut model = Self { content: vec![0; geometry.size as usize], random: Random(seed), seed, geometry };
+        let mut model = Self { content: vec![0; geometry.size as usize], random: SplitMix64(seed), seed, geometry };
         model.adopt(disk, Span::new(0, geometry.size)).await;
         model
     }
@@ -332,24 +333,6 @@ impl Model {
 
 fn range(span: Span) -> std::ops::Range<usize> {
     span.start as usize..span.end as usize
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// From 0 to `bound` − 1.
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@
 
 use std::fmt;
 
+use crate::units::is_zero;
+
 /// What was being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
@@ -205,11 +207,7 @@ impl<'a> Reader<'a> {
     /// `length` bytes that must be zero, kept for later.
     pub fn reserved(&mut self, length: u64) -> Result<()> {
         let offset = self.at;
-        if self.take(length)?.iter().all(|byte| *byte == 0) {
-            Ok(())
-        } else {
-            Err(FormatError::NotCanonical { part: self.part, offset })
-        }
+        if is_zero(self.take(length)?) { Ok(()) } else { Err(FormatError::NotCanonical { part: self.part, offset }) }
     }
 
     pub fn end(self) -> Result<()> {

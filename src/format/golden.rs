@@ -6,9 +6,10 @@ use super::log::{LogId, LogOp, RECORD_HEADER, RecordHeader, RecordPlace, SEGMENT
 use super::marks::{self, Facts, Header, LifeId, Mark, Page, PagePlace, Runs, Stamp, Transaction};
 use super::pack::{PackBuilder, decode_record, verify_pack};
 use super::run::{RunBuilder, verify_run};
-use super::tests::Dice;
+use super::tests::bytes;
 use super::volume::{Encryption, VolumeObject};
 use super::*;
+use crate::random::SplitMix64;
 use crate::units::{Block, EntryNumber, Generation, LogIndex, Mask, REGION, Sequence, Timestamp};
 
 const VOLUME: VolumeId = VolumeId(*b"0123456789abcdef");
@@ -110,7 +111,7 @@ fn every_kind_of_entry_keeps_its_number() {
         EntryKind::Untracked,
     ];
     for (number, kind) in (1..).zip(kinds) {
-        let entry = Entry { kind, ..super::tests::entry(&mut Dice(1)) };
+        let entry = Entry { kind, ..super::tests::entry(&mut SplitMix64(1)) };
         assert_eq!(entry.encode(&keys()).unwrap()[10], number);
     }
 }
@@ -119,7 +120,7 @@ fn every_kind_of_entry_keeps_its_number() {
 #[test]
 fn a_pack_is_as_pinned() {
     let mut pack = PackBuilder::new(&keys(), Generation(3), 0x2b);
-    let sector = Dice(1).bytes(512);
+    let sector = bytes(&mut SplitMix64(1), 512);
     pack.push_data(Block(5), 0, Mask::range(3, 1), &sector).unwrap();
     pack.push_void(Block(5), 1, 0, Mask::range(8, 16), Void::Zero).unwrap();
     pack.push_data(Block(5), 1, Mask::range(3, 1), &sector).unwrap();

@@ -12,39 +12,29 @@ use super::pack::{self, PackBuilder, decode_record, verify_pack};
 use super::run::{RunBuilder, decode_table, verify_run};
 use super::volume::{Encryption, VolumeObject};
 use super::*;
+use crate::random::SplitMix64;
 use crate::units::{BLOCK, Block, EntryNumber, Generation, LogIndex, Mask, SECTOR, Sequence, Timestamp, VOLUME_MAX};
 
 pub(super) fn keys() -> Keys {
     Keys::unencrypted(VolumeId(*b"a volume's id :)"))
 }
 
-/// A generator small enough to be the same for ever (SplitMix64).
-pub(super) struct Dice(pub u64);
+pub(super) fn bytes(random: &mut SplitMix64, length: usize) -> Vec<u8> {
+    (0..length).map(|_| random.below(256) as u8).collect()
+}
 
-impl Dice {
-    pub fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.roll(256) as u8).collect()
-    }
-    fn mask(&mut self) -> Mask {
-        match self.roll(4) {
-            0 => Mask::FULL,
-            1 => {
-                let first = self.roll(16) as u32;
-                Mask::range(first * 8, (1 + self.roll(16 - u64::from(first)) as u32) * 8)
-            }
-            2 => {
-                let first = self.roll(128) as u32;
-                Mask::range(first, 1 + self.roll(128 - u64::from(first)) as u32)
-            }
-            _ => Mask(u128::from(self.roll(u64::MAX)) << 64 | u128::from(self.roll(u64::MAX)) | 1),
+fn mask(random: &mut SplitMix64) -> Mask {
+    match random.below(4) {
+        0 => Mask::FULL,
+        1 => {
+            let first = random.below(16) as u32;
+            Mask::range(first * 8, (1 + random.below(16 - u64::from(first)) as u32) * 8)
         }
+        2 => {
+            let first = random.below(128) as u32;
+            Mask::range(first, 1 + random.below(128 - u64::from(first)) as u32)
+        }
+        _ => Mask(u128::from(random.below(u64::MAX)) << 64 | u128::from(random.below(u64::MAX)) | 1),
     }
 }
 
@@ -61,35 +51,39 @@ struct Push {
 }
 
 /// Records of every kind, in order, over slices that overlap each other.
-fn pushes(dice: &mut Dice, blocks: u64) -> Vec<Push> {
+fn pushes(random: &mut SplitMix64, blocks: u64) -> Vec<Push> {
     let voids = [Void::Zero, Void::Trimmed, Void::Unreadable];
     let mut pushes = Vec::new();
     let mut ends = [0u64; 16];
-    let mut block = dice.roll(1 << 20);
+    let mut block = random.below(1 << 20);
     for _ in 0..blocks {
-        for slice in 0..=dice.roll(4) as u8 {
-            if ends[slice as usize] > block || dice.roll(3) == 0 {
+        for slice in 0..=random.below(4) as u8 {
+            if ends[slice as usize] > block || random.below(3) == 0 {
                 continue;
             }
             let first = Block(block);
-            if dice.roll(8) == 0 {
-                let (count, void) = (2 + dice.roll(100), voids[dice.roll(3) as usize]);
+            if random.below(8) == 0 {
+                let (count, void) = (2 + random.below(100), voids[random.below(3) as usize]);
                 ends[slice as usize] = block + count;
                 pushes.push(Push { first, count, slice, mask: Mask::FULL, void: Some(void), bytes: Vec::new() });
                 continue;
             }
-            let mut left = dice.mask();
+            let mut left = mask(random);
             for void in [None, Some(Void::Zero), Some(Void::Trimmed), Some(Void::Unreadable)] {
-                let mask = if dice.roll(2) == 0 { left } else { left.and(dice.mask()) };
+                let mask = if random.below(2) == 0 { left } else { left.and(mask(random)) };
                 if !mask.is_empty() {
                     let length = if void.is_none() { mask.count() as usize * SECTOR as usize } else { 0 };
-                    let bytes = if dice.roll(2) == 0 { dice.bytes(length) } else { vec![dice.roll(256) as u8; length] };
+                    let bytes = if random.below(2) == 0 {
+                        bytes(random, length)
+                    } else {
+                        vec![random.below(256) as u8; length]
+                    };
                     pushes.push(Push { first, count: 1, slice, mask, void, bytes });
                 }
                 left = left.minus(mask);
             }
         }
-        block += dice.roll(3) * dice.roll(1000).max(1);
+        block += random.below(3) * random.below(1000).max(1);
         block += 1;
     }
     pushes
@@ -115,24 +109,24 @@ fn head(kind: Kind, bytes: &Bytes, object: &ObjectRef) -> Head {
     Head::decode(&keys(), footer, &bytes.slice(range.start as usize..range.end as usize)).unwrap()
 }
 
-fn run_records(dice: &mut Dice, blocks: u64, packs: u32) -> Vec<RunRecord> {
+fn run_records(random: &mut SplitMix64, blocks: u64, packs: u32) -> Vec<RunRecord> {
     let mut records = Vec::new();
-    let mut block = dice.roll(1 << 24);
+    let mut block = random.below(1 << 24);
     for _ in 0..blocks {
-        let mut left = dice.mask();
-        let mut sources: Vec<_> = (0..2).map(|_| RunSource::Pack(dice.roll(packs.into()) as u32)).collect();
+        let mut left = mask(random);
+        let mut sources: Vec<_> = (0..2).map(|_| RunSource::Pack(random.below(packs.into()) as u32)).collect();
         sources.extend([RunSource::Zero, RunSource::Trimmed, RunSource::Unreadable]);
         sources.sort();
         sources.dedup();
-        let count = if left == Mask::FULL && dice.roll(2) == 0 { 2 + dice.roll(1000) } else { 1 };
+        let count = if left == Mask::FULL && random.below(2) == 0 { 2 + random.below(1000) } else { 1 };
         for source in sources {
-            let mask = if count > 1 || dice.roll(2) == 0 { left } else { left.and(dice.mask()) };
+            let mask = if count > 1 || random.below(2) == 0 { left } else { left.and(mask(random)) };
             if !mask.is_empty() {
                 records.push(RunRecord { first: Block(block), count, mask, source });
             }
             left = left.minus(mask);
         }
-        block += count + dice.roll(3) * dice.roll(1000);
+        block += count + random.below(3) * random.below(1000);
     }
     records
 }
@@ -149,56 +143,56 @@ fn build_run(records: &[RunRecord], packs: u32) -> (Bytes, ObjectRef) {
     run.finish().unwrap()
 }
 
-pub(super) fn entry(dice: &mut Dice) -> Entry {
-    let object = |dice: &mut Dice| ObjectRef {
-        generation: Generation(dice.roll(1 << 32) as u32),
-        number: dice.roll(1000),
-        length: dice.roll(1 << 40),
-        hash: ObjectHash(dice.bytes(32).try_into().unwrap()),
+pub(super) fn entry(random: &mut SplitMix64) -> Entry {
+    let object = |random: &mut SplitMix64| ObjectRef {
+        generation: Generation(random.below(1 << 32) as u32),
+        number: random.below(1000),
+        length: random.below(1 << 40),
+        hash: ObjectHash(bytes(random, 32).try_into().unwrap()),
     };
-    let list = |dice: &mut Dice| (0..dice.roll(4)).map(|_| object(dice)).collect::<Vec<_>>();
-    let (mut sequence, mut time) = (dice.roll(1 << 40), dice.roll(1 << 42));
-    let slices: Vec<_> = (0..dice.roll(17))
+    let list = |random: &mut SplitMix64| (0..random.below(4)).map(|_| object(random)).collect::<Vec<_>>();
+    let (mut sequence, mut time) = (random.below(1 << 40), random.below(1 << 42));
+    let slices: Vec<_> = (0..random.below(17))
         .map(|_| {
-            sequence += dice.roll(1000);
-            time += dice.roll(3000);
+            sequence += random.below(1000);
+            time += random.below(3000);
             Slice { sequence: Sequence(sequence), time: Timestamp(time) }
         })
         .collect();
     let kinds = [EntryKind::Open, EntryKind::Point, EntryKind::Draft, EntryKind::Checkpoint, EntryKind::Untracked];
     Entry {
-        number: EntryNumber(1 + dice.roll(1000)),
-        kind: kinds[dice.roll(5) as usize],
-        generation: Generation(dice.roll(9) as u32),
-        instance: InstanceId(dice.bytes(16).try_into().unwrap()),
-        previous: ObjectHash(dice.bytes(32).try_into().unwrap()),
-        parent: EntryNumber(dice.roll(1000)),
+        number: EntryNumber(1 + random.below(1000)),
+        kind: kinds[random.below(5) as usize],
+        generation: Generation(random.below(9) as u32),
+        instance: InstanceId(bytes(random, 16).try_into().unwrap()),
+        previous: ObjectHash(bytes(random, 32).try_into().unwrap()),
+        parent: EntryNumber(random.below(1000)),
         sequence: Sequence(sequence),
         time: Timestamp(time),
-        heartbeat: dice.roll(1000),
-        size: dice.roll(VOLUME_MAX + 1),
-        draft: dice.roll(2) == 0,
-        leaving: dice.roll(2) == 0,
-        new_bytes: dice.roll(1 << 30),
-        store: (dice.roll(2) == 0).then(|| "file:/var/lib/disk0.img é".to_owned()),
-        scan: (dice.roll(2) == 0).then(|| ScanCursor { front: dice.roll(1 << 40) }),
+        heartbeat: random.below(1000),
+        size: random.below(VOLUME_MAX + 1),
+        draft: random.below(2) == 0,
+        leaving: random.below(2) == 0,
+        new_bytes: random.below(1 << 30),
+        store: (random.below(2) == 0).then(|| "file:/var/lib/disk0.img é".to_owned()),
+        scan: (random.below(2) == 0).then(|| ScanCursor { front: random.below(1 << 40) }),
         slices,
-        own: list(dice),
-        levels: [list(dice), list(dice), list(dice), list(dice)],
-        base: (dice.roll(2) == 0).then(|| object(dice)),
-        detail: if dice.roll(2) == 0 { dice.bytes(100) } else { Vec::new() },
+        own: list(random),
+        levels: [list(random), list(random), list(random), list(random)],
+        base: (random.below(2) == 0).then(|| object(random)),
+        detail: if random.below(2) == 0 { bytes(random, 100) } else { Vec::new() },
     }
 }
 
 /// `bytes` with some of them replaced: close enough to right to get far into a decoder.
-fn damage(dice: &mut Dice, bytes: &[u8]) -> Vec<u8> {
+fn damage(random: &mut SplitMix64, bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
-    for _ in 0..=dice.roll(3) {
+    for _ in 0..=random.below(3) {
         let Some(last) = bytes.len().checked_sub(1) else { break };
-        match dice.roll(4) {
-            0 => bytes.truncate(dice.roll(bytes.len() as u64) as usize),
-            1 => bytes.insert(dice.roll(bytes.len() as u64) as usize, dice.roll(256) as u8),
-            _ => bytes[dice.roll(last as u64 + 1) as usize] = dice.roll(256) as u8,
+        match random.below(4) {
+            0 => bytes.truncate(random.below(bytes.len() as u64) as usize),
+            1 => bytes.insert(random.below(bytes.len() as u64) as usize, random.below(256) as u8),
+            _ => bytes[random.below(last as u64 + 1) as usize] = random.below(256) as u8,
         }
     }
     bytes
@@ -236,15 +230,15 @@ fn one_form<R: Record>(bytes: &[u8]) {
 
 const PLACE: RecordPlace = RecordPlace { log: LogId(*b"log 9, of random"), epoch: 3, lap: 44, position: 4096 };
 
-fn header(dice: &mut Dice) -> RecordHeader {
+fn header(random: &mut SplitMix64) -> RecordHeader {
     use LogOp::{Ahead, Heartbeat, ReadBack, Scan, Trim, Unreadable, Void, Write, Zero};
     let ops = [Write, ReadBack, Zero, Trim, Ahead, Unreadable, Scan, Void, Heartbeat];
-    let op = ops[dice.roll(7) as usize];
-    let length = 1 + dice.roll(100_000);
+    let op = ops[random.below(7) as usize];
+    let length = 1 + random.below(100_000);
     let (payload, payload_crc) =
-        if op.has_payload() { (length.next_multiple_of(SECTOR) as u32, dice.roll(1 << 32) as u32) } else { (0, 0) };
-    let (index, sequence) = (LogIndex(dice.roll(1 << 50)), Sequence(dice.roll(1 << 50)));
-    RecordHeader { index, sequence, op, offset: dice.roll(1 << 46), length, payload, payload_crc }
+        if op.has_payload() { (length.next_multiple_of(SECTOR) as u32, random.below(1 << 32) as u32) } else { (0, 0) };
+    let (index, sequence) = (LogIndex(random.below(1 << 50)), Sequence(random.below(1 << 50)));
+    RecordHeader { index, sequence, op, offset: random.below(1 << 46), length, payload, payload_crc }
 }
 
 proptest! {
@@ -252,7 +246,7 @@ proptest! {
 
     #[test]
     fn a_pack_gives_back_what_was_put_into_it(seed: u64) {
-        let pushes = pushes(&mut Dice(seed), 30);
+        let pushes = pushes(&mut SplitMix64(seed), 30);
         let (bytes, object) = build(&pushes);
         let records = verify_pack(&keys(), &bytes, &object).unwrap();
         prop_assert_eq!(records.len(), pushes.len());
@@ -273,9 +267,9 @@ proptest! {
 
     #[test]
     fn the_pages_that_cover_blocks_hold_all_their_records(seed: u64, near in 0u64..2000) {
-        let mut dice = Dice(seed);
-        let blocks = 200 + dice.roll(3000);
-        let records: Vec<_> = pushes(&mut dice, blocks)
+        let mut random = SplitMix64(seed);
+        let blocks = 200 + random.below(3000);
+        let records: Vec<_> = pushes(&mut random, blocks)
             .into_iter()
             .map(|push| Push { void: push.void.or(Some(Void::Zero)), ..push })
             .collect();
@@ -287,7 +281,7 @@ proptest! {
             .collect();
         let (bytes, object) = pack.finish();
         let head = head(Kind::Pack, &bytes, &object);
-        let from = accepted[dice.roll(accepted.len() as u64) as usize].first;
+        let from = accepted[random.below(accepted.len() as u64) as usize].first;
         let to = Block(from.0 + near);
         let mut found = Vec::new();
         for number in head.covering(from, to) {
@@ -303,7 +297,7 @@ proptest! {
 
     #[test]
     fn a_run_gives_back_what_was_put_into_it(seed: u64, blocks in 1u64..5000) {
-        let records = run_records(&mut Dice(seed), blocks, 40);
+        let records = run_records(&mut SplitMix64(seed), blocks, 40);
         let (bytes, object) = build_run(&records, 40);
         let (packs, found) = verify_run(&keys(), &bytes, &object).unwrap();
         prop_assert_eq!(packs.len(), 40);
@@ -317,12 +311,12 @@ proptest! {
 
     #[test]
     fn an_entry_reads_back_and_has_one_form(seed: u64) {
-        let mut dice = Dice(seed);
-        let entry = entry(&mut dice);
+        let mut random = SplitMix64(seed);
+        let entry = entry(&mut random);
         let bytes = entry.encode(&keys()).unwrap();
         prop_assert_eq!(&Entry::decode(&keys(), &bytes).unwrap(), &entry);
         let signed = &bytes[..bytes.len() - 16];
-        let damaged = damage(&mut dice, signed);
+        let damaged = damage(&mut random, signed);
         if let Ok(decoded) = Entry::decode_signed(&damaged) {
             let again = decoded.encode(&keys()).unwrap();
             // Shorter only if it had sections that this version skips.
@@ -332,7 +326,7 @@ proptest! {
 
     #[test]
     fn a_changed_byte_of_an_entry_is_noticed(seed: u64, at: prop::sample::Index, change in 1u8..) {
-        let mut bytes = entry(&mut Dice(seed)).encode(&keys()).unwrap();
+        let mut bytes = entry(&mut SplitMix64(seed)).encode(&keys()).unwrap();
         let at = at.index(bytes.len());
         bytes[at] ^= change;
         prop_assert!(Entry::decode(&keys(), &bytes).is_err());
@@ -343,12 +337,12 @@ proptest! {
 
     #[test]
     fn a_changed_byte_of_an_index_is_noticed(seed: u64, change in 1u8..) {
-        let (bytes, object) = build(&pushes(&mut Dice(seed), 10));
+        let (bytes, object) = build(&pushes(&mut SplitMix64(seed), 10));
         let footer = Footer::decode(&keys(), Kind::Pack, &object, &bytes).unwrap();
         let data = footer.pages_at as usize;
-        let mut dice = Dice(seed ^ 1);
+        let mut random = SplitMix64(seed ^ 1);
         for _ in 0..40 {
-            let at = data + dice.roll((bytes.len() - data) as u64) as usize;
+            let at = data + random.below((bytes.len() - data) as u64) as usize;
             let mut damaged = bytes.to_vec();
             damaged[at] ^= change;
             let damaged = Bytes::from(damaged);
@@ -368,7 +362,7 @@ proptest! {
 
     #[test]
     fn a_changed_byte_of_a_record_is_noticed(seed: u64, at: prop::sample::Index, change in 1u8..) {
-        let (bytes, object) = build(&pushes(&mut Dice(seed), 10));
+        let (bytes, object) = build(&pushes(&mut SplitMix64(seed), 10));
         let mut damaged = bytes.to_vec();
         let at = at.index(damaged.len());
         damaged[at] ^= change;
@@ -380,7 +374,7 @@ proptest! {
     /// Fault tests 5 and 25.
     #[test]
     fn a_log_header_is_believed_only_whole_and_at_its_place(seed: u64, at in 0..RECORD_HEADER, change in 1u8..) {
-        let header = header(&mut Dice(seed));
+        let header = header(&mut SplitMix64(seed));
         let mut bytes = [0xaa; RECORD_HEADER + 3];
         header.encode_into(&PLACE, &mut bytes);
         prop_assert_eq!(RecordHeader::decode(&bytes, &PLACE), Ok(header));
@@ -425,12 +419,12 @@ proptest! {
         one_form::<PackRecord>(&bytes);
         one_form::<RunRecord>(&bytes);
 
-        let mut dice = Dice(seed);
-        let run = run_records(&mut dice, 20, 5);
-        one_form::<RunRecord>(&damage(&mut dice, &encode_records(&run)));
-        let (pack, object) = build(&pushes(&mut dice, 5));
+        let mut random = SplitMix64(seed);
+        let run = run_records(&mut random, 20, 5);
+        one_form::<RunRecord>(&damage(&mut random, &encode_records(&run)));
+        let (pack, object) = build(&pushes(&mut random, 5));
         let records = verify_pack(&keys(), &pack, &object).unwrap();
-        one_form::<PackRecord>(&damage(&mut dice, &encode_records(&records)));
+        one_form::<PackRecord>(&damage(&mut random, &encode_records(&records)));
         for record in &records {
             let _ = decode_record(&keys(), record, &bytes);
         }
@@ -472,9 +466,10 @@ fn what_no_reader_would_accept_is_refused_by_the_builder() {
 #[test]
 fn an_index_is_as_small_as_the_design_counts_on() {
     let mut pack = PackBuilder::new(&keys(), Generation(1), 1);
-    let mut dice = Dice(4);
+    let mut random = SplitMix64(4);
     for block in 0..10_000 {
-        pack.push_data(Block(block * 1500), 0, Mask::range(dice.roll(16) as u32 * 8, 8), &[block as u8; 4096]).unwrap();
+        pack.push_data(Block(block * 1500), 0, Mask::range(random.below(16) as u32 * 8, 8), &[block as u8; 4096])
+            .unwrap();
     }
     let (bytes, object) = pack.finish();
     let footer = Footer::decode(&keys(), Kind::Pack, &object, &bytes).unwrap();
@@ -487,7 +482,7 @@ fn an_index_is_as_small_as_the_design_counts_on() {
         run.pack(&ObjectRef { generation: Generation(1), number, length: 1, hash }).unwrap();
     }
     for block in 0..100_000 {
-        let (mask, source) = (Mask::range(dice.roll(128) as u32, 1), RunSource::Pack(dice.roll(1024) as u32));
+        let (mask, source) = (Mask::range(random.below(128) as u32, 1), RunSource::Pack(random.below(1024) as u32));
         run.push(RunRecord { first: Block(block * 500), count: 1, mask, source }).unwrap();
     }
     let (bytes, object) = run.finish().unwrap();
@@ -505,7 +500,7 @@ fn an_index_is_as_small_as_the_design_counts_on() {
 
 #[test]
 fn an_unknown_section_is_skipped_if_even_and_refused_if_odd() {
-    let entry = entry(&mut Dice(1));
+    let entry = entry(&mut SplitMix64(1));
     let bytes = entry.encode(&keys()).unwrap();
     let with = |tag: u8| {
         let mut bytes = bytes[..bytes.len() - 16].to_vec();
@@ -520,7 +515,7 @@ fn an_unknown_section_is_skipped_if_even_and_refused_if_odd() {
 
 #[test]
 fn an_entry_says_what_it_is_only_to_who_has_the_volume() {
-    let bytes = entry(&mut Dice(1)).encode(&keys()).unwrap();
+    let bytes = entry(&mut SplitMix64(1)).encode(&keys()).unwrap();
     let other = Keys::unencrypted(VolumeId([0; 16]));
     assert_eq!(Entry::decode(&other, &bytes), Err(FormatError::Damaged { part: Part::Entry, check: "MAC" }));
     let mut newer = bytes.clone();
@@ -531,7 +526,7 @@ fn an_entry_says_what_it_is_only_to_who_has_the_volume() {
 
 #[test]
 fn an_entry_over_its_limits_is_not_written() {
-    let fine = Entry { slices: Vec::new(), ..entry(&mut Dice(1)) };
+    let fine = Entry { slices: Vec::new(), ..entry(&mut SplitMix64(1)) };
     let object =
         ObjectRef { generation: Generation(u32::MAX), number: u64::MAX, length: u64::MAX, hash: ObjectHash([1; 32]) };
     let full = vec![object; super::entry::LIST_MAX];
@@ -564,7 +559,7 @@ fn an_entry_over_its_limits_is_not_written() {
 /// What is read is counted on from, shown, and compared with what comes later.
 #[test]
 fn a_number_that_none_could_follow_is_refused() {
-    let header = header(&mut Dice(1));
+    let header = header(&mut SplitMix64(1));
     let mut bytes = [0; RECORD_HEADER];
     let mut reads = |header: RecordHeader, at: usize, value: u64| {
         header.encode_into(&PLACE, &mut bytes);
@@ -589,7 +584,7 @@ fn a_number_that_none_could_follow_is_refused() {
 
 #[test]
 fn a_footer_of_another_object_is_not_taken_for_this_ones() {
-    let (bytes, object) = build(&pushes(&mut Dice(3), 5));
+    let (bytes, object) = build(&pushes(&mut SplitMix64(3), 5));
     for other in [
         ObjectRef { number: object.number + 1, ..object },
         ObjectRef { generation: Generation(8), ..object },
@@ -603,9 +598,9 @@ fn a_footer_of_another_object_is_not_taken_for_this_ones() {
 /// A page that the directory hides is not read, so that nothing else would notice.
 #[test]
 fn a_changed_byte_of_a_head_is_noticed_without_the_pages() {
-    let mut dice = Dice(6);
-    let (pack, pack_object) = build(&pushes(&mut dice, 300));
-    let (run, run_object) = build_run(&run_records(&mut dice, 3000, 4), 4);
+    let mut random = SplitMix64(6);
+    let (pack, pack_object) = build(&pushes(&mut random, 300));
+    let (run, run_object) = build_run(&run_records(&mut random, 3000, 4), 4);
     for (kind, bytes, object) in [(Kind::Pack, pack, pack_object), (Kind::Run, run, run_object)] {
         let footer = Footer::decode(&keys(), kind, &object, &bytes).unwrap();
         let range = footer.head_range();
@@ -647,7 +642,7 @@ fn a_record_that_would_grow_beyond_its_sectors_is_refused() {
 
 #[test]
 fn what_is_hardly_smaller_is_stored_as_it_is() {
-    let mut bytes = Dice(5).bytes(4096);
+    let mut bytes = bytes(&mut SplitMix64(5), 4096);
     bytes[..200].fill(0);
     let mut pack = PackBuilder::new(&keys(), Generation(1), 1);
     pack.push_data(Block(0), 0, Mask::range(0, 8), &bytes).unwrap();

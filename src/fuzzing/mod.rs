@@ -31,7 +31,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "nbd_server", run: nbd_server, allocation: (8 << 20) + 4, per_byte: 16 },
     // The window in which records are looked for; segments are small here.
     Target { name: "log_recovery", run: log_recovery, allocation: 1 << 20, per_byte: 16 },
-    // A copy of the ring, or as much of the pages at once.
+    // The zeroes that a copy of the ring begins with, or as many bytes of pages.
     Target { name: "marks", run: marks, allocation: 1 << 20, per_byte: 16 },
     // A block, decoded; and records, which take more room in memory than in a page.
     Target { name: "pack", run: pack, allocation: 256 << 10, per_byte: 256 },

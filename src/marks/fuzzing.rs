@@ -28,7 +28,7 @@ use crate::format::log::{LogId, crc32c};
 use crate::format::marks::{
     GROUP_PAGES, GROUP_REGIONS, PAGE, PAGE_REGIONS, RING, RINGS_AT, UNIT, file_length, group_offset,
 };
-use crate::units::{LogIndex, REGION};
+use crate::units::{LogIndex, REGION, is_zero};
 
 const VOLUME: VolumeId = VolumeId(*b"a fuzzed volume!");
 /// No region; parts of one page, of two pages, of two groups, of three.
@@ -210,9 +210,7 @@ impl Image {
             let bytes = &bytes[part];
             let unit = at / UNIT as u64;
             units.unreadable.remove(&unit);
-            if at + bytes.len() as u64 <= length
-                && (units.written.contains_key(&unit) || bytes.iter().any(|byte| *byte != 0))
-            {
+            if at + bytes.len() as u64 <= length && (units.written.contains_key(&unit) || !is_zero(bytes)) {
                 let from = at as usize % UNIT;
                 let whole = units.written.entry(unit).or_insert_with(|| Box::new([0; UNIT]));
                 whole[from..from + bytes.len()].copy_from_slice(bytes);
@@ -250,16 +248,17 @@ impl MarksIo for Image {
         if end > units.length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if units.unreadable.range(offset / UNIT as u64..end.div_ceil(UNIT as u64)).next().is_some() {
+        let touched = offset / UNIT as u64..end.div_ceil(UNIT as u64);
+        if units.unreadable.range(touched.clone()).next().is_some() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         buffer.fill(0);
-        for (at, part) in parts(offset, buffer.len()) {
-            if let Some(unit) = units.written.get(&(at / UNIT as u64)) {
-                let from = at as usize % UNIT;
-                let length = part.len();
-                buffer[part].copy_from_slice(&unit[from..from + length]);
-            }
+        // Most of a file is zero: what is not is asked for, rather than each unit whether it is there.
+        for (number, unit) in units.written.range(touched) {
+            let starts = number * UNIT as u64;
+            let (from, to) = (starts.max(offset), (starts + UNIT as u64).min(end));
+            let part = &unit[(from - starts) as usize..(to - starts) as usize];
+            buffer[(from - offset) as usize..(to - offset) as usize].copy_from_slice(part);
         }
         Ok(())
     }

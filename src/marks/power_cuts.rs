@@ -3,12 +3,13 @@
 use proptest::prelude::*;
 
 use super::simulated::{Call, SimulatedFile, Write, apply, cut};
-use super::tests::{Dice, Model, SIZE, VOLUME, begun, facts, open};
+use super::tests::{Model, SIZE, VOLUME, begun, change, facts, open};
 use super::*;
+use crate::random::SplitMix64;
 
 /// Keeps `odds` of four sectors, by hash.
 fn kept(seed: u64, odds: u64) -> impl FnMut(usize, u64) -> bool {
-    move |write, sector| Dice(seed ^ (write as u64) << 40 ^ sector).roll(4) < odds
+    move |write, sector| SplitMix64(seed ^ (write as u64) << 40 ^ sector).below(4) < odds
 }
 
 /// What one step of the recorded work leaves, and how many calls were made by its end.
@@ -22,7 +23,7 @@ struct Milestone {
 fn recorded() -> (Vec<Call>, Vec<Milestone>) {
     let file = SimulatedFile::default();
     file.state().history = Some(vec![]);
-    let mut dice = Dice(11);
+    let mut random = SplitMix64(11);
     let mut milestones = vec![];
     let mut marks = MarksFile::begin(file.io(), VOLUME, SIZE, facts(1)).unwrap();
     let mut model = Model::begun(SIZE, facts(1));
@@ -32,7 +33,7 @@ fn recorded() -> (Vec<Call>, Vec<Milestone>) {
     };
     reached(&model, true);
     for number in 0..50 {
-        let change = dice.change();
+        let change = change(&mut random);
         marks.commit(&change).unwrap();
         model.apply(&change);
         reached(&model, false);
@@ -151,7 +152,7 @@ impl World {
     fn apply(&mut self, step: Step) {
         match step {
             Step::Commit { seed } => {
-                let change = Dice(seed).change();
+                let change = change(&mut SplitMix64(seed));
                 self.marks.commit(&change).unwrap();
                 self.model.apply(&change);
             }
@@ -197,7 +198,7 @@ impl World {
 
     /// Answers what would be there if it had not failed; it may also succeed, if it needs no more.
     fn failed_commit(&mut self, seed: u64, fails: Fails) -> Model {
-        let change = Dice(seed).change();
+        let change = change(&mut SplitMix64(seed));
         let under_way = self.model.after(&change);
         self.limit(Some(fails));
         if self.marks.commit(&change).is_ok() {

@@ -10,6 +10,7 @@ use crate::format::log::{LogId, crc32c};
 use crate::format::marks::{
     BATCH_MAX, GROUP_REGIONS, NUMBER_MAX, PAGE_REGIONS, RINGS_AT, UNIT, file_length, group_offset,
 };
+use crate::random::SplitMix64;
 use crate::units::{LogIndex, MIB, REGION, TIB, VOLUME_MAX};
 
 pub(super) const VOLUME: VolumeId = VolumeId(*b"0123456789abcdef");
@@ -17,36 +18,23 @@ pub(super) const VOLUME: VolumeId = VolumeId(*b"0123456789abcdef");
 pub(super) const SIZE: u64 = (2 * GROUP_REGIONS + PAGE_REGIONS + 77) * REGION - 512;
 const REGIONS: u64 = SIZE.div_ceil(REGION);
 
-/// A generator small enough to be the same for ever (SplitMix64).
-pub(super) struct Dice(pub u64);
-
-impl Dice {
-    pub fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-
-    /// Runs of regions, mostly few; sometimes as many as fill several transactions.
-    fn runs(&mut self) -> Vec<Range<u64>> {
-        match self.roll(10) {
-            0..3 => vec![],
-            3..8 => (0..=self.roll(4)).map(|_| self.roll(REGIONS)).map(|at| at..at + 1 + at % 40).collect(),
-            8 => vec![self.roll(REGIONS)..u64::MAX],
-            _ => {
-                let (first, step) = (self.roll(REGIONS), 2 + self.roll(9));
-                (0..self.roll(9000)).map(|n| first + n * step).map(|at| at..at + 1).collect()
-            }
+/// Runs of regions, mostly few; sometimes as many as fill several transactions.
+fn runs(random: &mut SplitMix64) -> Vec<Range<u64>> {
+    match random.below(10) {
+        0..3 => vec![],
+        3..8 => (0..=random.below(4)).map(|_| random.below(REGIONS)).map(|at| at..at + 1 + at % 40).collect(),
+        8 => vec![random.below(REGIONS)..u64::MAX],
+        _ => {
+            let (first, step) = (random.below(REGIONS), 2 + random.below(9));
+            (0..random.below(9000)).map(|n| first + n * step).map(|at| at..at + 1).collect()
         }
     }
+}
 
-    pub fn change(&mut self) -> Change {
-        let log = (self.roll(2) == 0).then_some(LogId([self.roll(256) as u8; 16]));
-        let facts = Facts { heartbeat: self.roll(1000), log, relied_on: LogIndex(self.roll(1 << 40)) };
-        Change { heat: self.runs(), cool: self.runs(), diverge: self.runs(), converge: self.runs(), facts }
-    }
+pub(super) fn change(random: &mut SplitMix64) -> Change {
+    let log = (random.below(2) == 0).then_some(LogId([random.below(256) as u8; 16]));
+    let facts = Facts { heartbeat: random.below(1000), log, relied_on: LogIndex(random.below(1 << 40)) };
+    Change { heat: runs(random), cool: runs(random), diverge: runs(random), converge: runs(random), facts }
 }
 
 /// What must be in the file.
@@ -116,10 +104,10 @@ proptest! {
 
     #[test]
     fn what_was_committed_is_found_again(seed: u64, commits in 1u64..250, reopen_every in 1u64..300) {
-        let mut dice = Dice(seed);
+        let mut random = SplitMix64(seed);
         let (mut file, mut marks, mut model) = begun();
         for number in 1..=commits {
-            let change = dice.change();
+            let change = change(&mut random);
             marks.commit(&change).unwrap();
             model.apply(&change);
             if number % reopen_every == 0 {
@@ -330,8 +318,8 @@ fn a_beginning_without_space_fails_and_leaves_nothing_that_is_believed() {
 fn after_a_beginning_no_write_is_beyond_the_end_nor_to_what_was_never_written() {
     let (file, mut marks, _) = begun();
     let length = file.image().len();
-    let mut dice = Dice(3);
-    (0..200).for_each(|_| marks.commit(&dice.change()).unwrap());
+    let mut random = SplitMix64(3);
+    (0..200).for_each(|_| marks.commit(&change(&mut random)).unwrap());
     assert_eq!(file.image().len(), length);
     assert_eq!(length as u64, file_length(SIZE));
 }

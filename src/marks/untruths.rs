@@ -3,9 +3,10 @@
 use proptest::prelude::*;
 
 use super::simulated::{Fate, SimulatedFile};
-use super::tests::{Dice, Model, SIZE, VOLUME, begun, facts, open};
+use super::tests::{Model, SIZE, VOLUME, begun, change, facts, open};
 use super::*;
 use crate::format::marks::{PAGE, PAGE_REGIONS, RING, RINGS_AT, UNIT, file_length, group_offset};
+use crate::random::SplitMix64;
 
 /// Nothing is missing, and what may be hot for nothing is counted.
 fn assert_enough(contents: &Contents, model: &Model) {
@@ -20,9 +21,9 @@ fn assert_enough(contents: &Contents, model: &Model) {
 /// A file with something everywhere: checkpoints, an opening, a ring that has come round and is in use.
 fn worked() -> (SimulatedFile, MarksFile, Model) {
     let (file, mut marks, mut model) = begun();
-    let mut dice = Dice(5);
+    let mut random = SplitMix64(5);
     for number in 0..300 {
-        let change = dice.change();
+        let change = change(&mut random);
         marks.commit(&change).unwrap();
         model.apply(&change);
         if number == 150 {
@@ -62,7 +63,7 @@ fn settled() -> (SimulatedFile, Model) {
 fn a_flipped_bit_makes_no_region_less_marked() {
     let (file, model) = settled();
     let good = file.image();
-    let mut dice = Dice(21);
+    let mut random = SplitMix64(21);
     let areas = [
         (0, 128),
         (UNIT, UNIT + 128),
@@ -74,7 +75,7 @@ fn a_flipped_bit_makes_no_region_less_marked() {
     for (start, end) in areas {
         for _ in 0..100 {
             let mut image = good.clone();
-            image[start + dice.roll((end - start) as u64) as usize] ^= 1 << dice.roll(8);
+            image[start + random.below((end - start) as u64) as usize] ^= 1 << random.below(8);
             if let Ok((_, contents)) = open(image) {
                 assert_enough(&contents, &model);
                 damaged += u64::from(contents.damaged > 0);
@@ -88,11 +89,11 @@ fn a_flipped_bit_makes_no_region_less_marked() {
 fn a_sector_of_rubbish_makes_no_region_less_marked() {
     let (file, model) = settled();
     let good = file.image();
-    let mut dice = Dice(22);
+    let mut random = SplitMix64(22);
     for _ in 0..200 {
         let mut image = good.clone();
-        let at = dice.roll(good.len() as u64 / 512) as usize * 512;
-        image[at..at + 512].fill(dice.roll(256) as u8);
+        let at = random.below(good.len() as u64 / 512) as usize * 512;
+        image[at..at + 512].fill(random.below(256) as u8);
         if let Ok((_, contents)) = open(image) {
             assert_enough(&contents, &model);
         }
@@ -249,19 +250,19 @@ fn transactions_of_an_earlier_lap_or_life_are_never_believed() {
 
 /// Commits until well after a checkpoint, while one write has this fate; then opens the file.
 fn with_fate(seed: u64, after: usize, fate: Fate) {
-    let mut dice = Dice(seed);
+    let mut random = SplitMix64(seed);
     let (file, mut marks, mut model) = begun();
     file.state().fates = vec![Fate::Obeyed; after];
     file.state().fates.push(fate);
-    let mut rest = 1 + dice.roll(140);
+    let mut rest = 1 + random.below(140);
     while rest > 0 {
-        let change = dice.change();
+        let change = change(&mut random);
         marks.commit(&change).unwrap();
         model.apply(&change);
         if file.state().fates.is_empty() {
             rest -= 1;
         }
-        if dice.roll(40) == 0 {
+        if random.below(40) == 0 {
             match MarksFile::open(file.io(), VOLUME, SIZE) {
                 Ok((opened, contents)) => {
                     assert_enough(&contents, &model);

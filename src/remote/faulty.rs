@@ -20,6 +20,8 @@ use object_store::{
     ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
+use crate::random::SplitMix64;
+
 /// What is asked of the store; finer than [`super::Operation`], since some of it must never be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -73,8 +75,8 @@ struct State {
     calls: Vec<(Call, String)>,
     /// What is not there is denied.
     hide_absent: bool,
-    /// State of the generator, and one fault in so many calls.
-    seeded: Option<(u64, u64)>,
+    /// Draws, and one fault in so many calls.
+    seeded: Option<(SplitMix64, u64)>,
 }
 
 /// The wrapper; clones share script and counts.
@@ -101,7 +103,7 @@ impl FaultyStore {
 
     /// One of `one_in` gets and creates meets a fault that passes, drawn from `seed`.
     pub fn seeded(&self, seed: u64, one_in: u64) {
-        self.with(|state| state.seeded = Some((seed, one_in.max(1))));
+        self.with(|state| state.seeded = Some((SplitMix64(seed), one_in.max(1))));
     }
 
     /// From now on, a get of what is not there is denied, as S3 does for those who may not list.
@@ -146,19 +148,19 @@ impl FaultyStore {
                 }
                 return Some(fault);
             }
-            let (generator, one_in) = state.seeded.as_mut()?;
-            if !matches!(call, Call::Get | Call::Create) || !next(generator).is_multiple_of(*one_in) {
+            let (random, one_in) = state.seeded.as_mut()?;
+            if !matches!(call, Call::Get | Call::Create) || !random.next().is_multiple_of(*one_in) {
                 return None;
             }
-            Some(match (call, next(generator) % 6) {
+            Some(match (call, random.below(6)) {
                 (_, 0) => Fault::Status(503),
                 (_, 1) => Fault::Reset,
                 (Call::Create, 2 | 3) => Fault::LostAnswer,
-                (Call::Create, 4) => Fault::LateWrite(Duration::from_millis(next(generator) % 20)),
+                (Call::Create, 4) => Fault::LateWrite(Duration::from_millis(random.below(20))),
                 (Call::Create, _) => Fault::Status(409),
-                (_, 2) => Fault::Truncate((next(generator) % 64) as usize),
+                (_, 2) => Fault::Truncate(random.below(64) as usize),
                 (_, 3) => Fault::WrongRange,
-                _ => Fault::Delay(Duration::from_millis(next(generator) % 10)),
+                _ => Fault::Delay(Duration::from_millis(random.below(10))),
             })
         })
     }
@@ -275,15 +277,6 @@ fn answer(status: u16, key: &Path) -> Error {
         412 => Error::Precondition { path, source },
         _ => Error::Generic { store: "Faulty", source },
     }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 // The signatures are what `#[async_trait]` makes of those of object_store.

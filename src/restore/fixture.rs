@@ -18,32 +18,18 @@ use crate::format::index::Kind;
 use crate::format::names::VolumeName;
 use crate::format::pack::PackBuilder;
 use crate::format::{InstanceId, ObjectRef, Void};
+use crate::random::SplitMix64;
 use crate::remote::faulty::FaultyStore;
 use crate::remote::{Limits, Remote};
 use crate::units::{BLOCK, Block, Mask, SECTOR, Sequence, Span, Timestamp};
 
-/// The same numbers for the same seed (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.draw() % end
-    }
-    fn mask(&mut self) -> Mask {
-        match self.below(4) {
-            0 => Mask::FULL,
-            1 => Mask(u128::from(self.draw()) << 64 | u128::from(self.draw())),
-            _ => {
-                let first = self.below(128) as u32;
-                Mask::range(first, self.below(u64::from(128 - first)) as u32 + 1)
-            }
+fn mask(random: &mut SplitMix64) -> Mask {
+    match random.below(4) {
+        0 => Mask::FULL,
+        1 => Mask(u128::from(random.next()) << 64 | u128::from(random.next())),
+        _ => {
+            let first = random.below(128) as u32;
+            Mask::range(first, random.below(u64::from(128 - first)) as u32 + 1)
         }
     }
 }
@@ -73,7 +59,7 @@ pub struct World {
     pub store: FaultyStore,
     pub remote: Remote,
     pub size: u64,
-    pub random: Random,
+    pub random: SplitMix64,
     pub history: Vec<Moment>,
     writer: ChainWriter,
     levels: Levels,
@@ -117,7 +103,7 @@ impl World {
             store,
             remote,
             size,
-            random: Random(seed),
+            random: SplitMix64(seed),
             history: Vec::new(),
             writer,
             levels: Levels::default(),
@@ -159,8 +145,8 @@ impl World {
         // Of the last block, only what lies in the volume.
         let sectors = (self.size - block * BLOCK).div_ceil(SECTOR).min(128) as u32;
         let mut free = Mask::range(0, sectors);
-        let mut take = |random: &mut Random| {
-            let mask = random.mask().and(free);
+        let mut take = |random: &mut SplitMix64| {
+            let mask = mask(random).and(free);
             free = free.minus(mask);
             mask
         };
@@ -174,7 +160,7 @@ impl World {
         let kind = self.random.below(3);
         let mut bytes: Vec<u8> = (0..data.count() as usize * SECTOR as usize)
             .map(|i| match kind {
-                0 => self.random.draw() as u8,
+                0 => self.random.next() as u8,
                 1 => (block as usize + i / 512) as u8,
                 _ => 0,
             })

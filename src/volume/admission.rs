@@ -12,12 +12,13 @@
 //! - A marked region is hot, or will be before anything is published that relies on it.
 //! - After the first refused record none is accepted until the log is restarted: `overflowed_at` never moves.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::backlog::Backlog;
 use super::boot::Replay;
 use super::descriptor::{Descriptor, Effect};
 use super::flushes::{Flushes, Flushing};
@@ -30,9 +31,6 @@ use crate::format::log::LogOp;
 use crate::marks::{Change, Facts, RegionSet};
 use crate::units::{LogIndex, REGION, SECTOR, Sequence, Span};
 use crate::writelog::{Record, VolumeLog};
-
-/// Unpublished operations that are remembered at most (96 MiB of descriptors); one more is an overflow.
-pub const DESCRIPTORS_MAX: usize = 4 << 20;
 
 /// Regions that are looked at together in a scan: 4 GiB. A hole as long is passed under one lock.
 const RUN_MAX: u64 = 1024;
@@ -83,16 +81,12 @@ pub struct Admission {
     /// Of the store, when it was last trusted.
     incarnation: u64,
     distrusts: u64,
-    /// `newest` at the start.
+    /// Index of the newest operation at the start.
     started: LogIndex,
     /// What was found in the log to be replayed is all that was logged since it was emptied.
     replay_begins: bool,
-    /// Index of the newest operation.
-    newest: LogIndex,
     newest_sequence: Sequence,
-    published: Cut,
-    /// Of the operations after `published`, in order.
-    descriptors: VecDeque<Descriptor>,
+    backlog: Backlog,
     progress: Progress,
     heat: Heat,
     flushes: Flushes,
@@ -113,11 +107,6 @@ pub struct Admission {
     front: u64,
     /// Cuts from this one on are the volume exactly: no scan is outstanding.
     exact_from: Option<LogIndex>,
-    lag_bytes: u64,
-    lag_writes: u64,
-    /// (index, when): operations after that index were admitted after that moment. The first is not after the
-    /// published cut.
-    ages: VecDeque<(LogIndex, Instant)>,
     /// Regions that were changed since the start, or by what is replayed; none when nobody wants to know any more.
     since_start: Option<RegionSet>,
     /// Since when no recovery point can be up to date: an overflow, or the start of a scan.
@@ -141,19 +130,24 @@ impl Admission {
             (true, false) => State::Resyncing,
             (true, true) => State::Shadowing,
         };
-        let published = Cut { index: replay.before, sequence: Sequence(0) };
-        let newest = LogIndex(replay.before.0 + replay.descriptors.len() as u64);
-        let mut admission = Self {
+        let shown = if replay.descriptors.is_empty() { sequence } else { Sequence(0) };
+        let mut backlog = Backlog::new(Cut { index: replay.before, sequence: shown });
+        let mut since_start = heat.hot().emptied();
+        for descriptor in replay.descriptors {
+            since_start.insert(descriptor.span());
+            backlog.push(descriptor);
+        }
+        let newest = backlog.newest();
+        Self {
             state,
             size,
             incarnation,
             distrusts: 0,
             started: newest,
-            newest,
             newest_sequence: sequence,
-            published,
+            backlog,
             progress: Progress::new(newest),
-            since_start: Some(heat.hot().emptied()),
+            since_start: Some(since_start),
             marked: heat.hot().clone(),
             blind: heat.hot().emptied(),
             found_heartbeat: heat.heartbeat(),
@@ -162,28 +156,12 @@ impl Admission {
             unmarked: false,
             chain_seen: false,
             replay_begins: replay.begins,
-            descriptors: VecDeque::new(),
             unknown: BTreeMap::new(),
             front: 0,
             exact_from: (state == State::Shadowing).then_some(newest),
-            lag_bytes: 0,
-            lag_writes: 0,
-            ages: VecDeque::from([(published.index, Instant::now())]),
             inexact_since: (state != State::Shadowing).then(Instant::now),
             watches: Watches::default(),
-        };
-        let mut before = published.sequence;
-        for descriptor in replay.descriptors {
-            admission.lag_bytes += descriptor.lag_bytes();
-            admission.lag_writes += u64::from(descriptor.sequence() != before);
-            before = descriptor.sequence();
-            admission.changed(descriptor.span());
-            admission.descriptors.push_back(descriptor);
         }
-        if admission.descriptors.is_empty() {
-            admission.published.sequence = sequence;
-        }
-        admission
     }
 
     /// The newest entry of the chain shows the volume up to `shown`: what is to be replayed begins there. False if
@@ -196,24 +174,22 @@ impl Admission {
         // shows is older than it looks.
         let Ticket(_) = self.remark(log, LogOp::Heartbeat, self.heat.heartbeat());
         if untouched {
-            self.started = self.newest;
+            self.started = self.newest();
         }
         connected
     }
 
     fn replay_from(&mut self, log: &VolumeLog, shown: Sequence) -> bool {
-        let ends = self.descriptors.back().filter(|_| self.state == State::Replaying).map(|last| last.sequence());
-        let (Some(first), Some(last)) = (self.descriptors.front(), ends) else { return true };
-        if last < shown || (!self.replay_begins && first.sequence() > shown) {
+        let replayed = self.backlog.sequences().filter(|_| self.state == State::Replaying);
+        let Some((first, last)) = replayed else { return true };
+        if last < shown || (!self.replay_begins && first > shown) {
             return false;
         }
         // Of the newest operation that is shown the chain may lack what was read back after it; to apply the end of a
         // history twice changes nothing.
-        let covered = self.descriptors.iter().take_while(|descriptor| descriptor.sequence() < shown).count();
-        if let Some(last) = covered.checked_sub(1) {
-            let index = LogIndex(self.published.index.0 + covered as u64);
-            let cut = Cut { index, sequence: self.descriptors[last].sequence() };
-            self.set_published(log, cut, false);
+        let covered = self.backlog.cut_before(shown);
+        if covered.index > self.published().index {
+            self.set_published(log, covered, false);
         }
         true
     }
@@ -224,12 +200,12 @@ impl Admission {
 
     /// Index of the newest operation.
     pub fn newest(&self) -> LogIndex {
-        self.newest
+        self.backlog.newest()
     }
 
     /// Whether nothing was admitted since the start.
     pub fn is_untouched(&self) -> bool {
-        self.newest == self.started && self.state == State::Shadowing
+        self.newest() == self.started && self.state == State::Shadowing
     }
 
     /// Admits a client's change of `span`, which takes a sequence. Its record says `op` of `inner`, the whole sectors
@@ -325,7 +301,7 @@ impl Admission {
 
     fn record(&mut self, log: &VolumeLog, op: LogOp, span: Span, payload: Bytes) -> Ticket {
         let sectors = span.rounded_out(SECTOR);
-        let (index, sequence) = (self.newest.next(), self.newest_sequence);
+        let (index, sequence) = (self.newest().next(), self.newest_sequence);
         let record = Record { index, sequence, op, offset: sectors.start, length: sectors.len(), payload };
         let ticket = self.append(log, record, sectors);
         if ticket.0.is_none() {
@@ -339,7 +315,7 @@ impl Admission {
         if !self.state.logs() && self.state != State::Replaying {
             return Ticket(None);
         }
-        let (index, sequence) = (self.newest.next(), self.newest_sequence);
+        let (index, sequence) = (self.newest().next(), self.newest_sequence);
         let record = Record { index, sequence, op, offset: value, length: 0, payload: Bytes::new() };
         let ticket = self.append(log, record, Span::new(0, 0));
         match ticket.0 {
@@ -351,17 +327,11 @@ impl Admission {
 
     fn append(&mut self, log: &VolumeLog, record: Record, sectors: Span) -> Ticket {
         let (index, sequence, effect) = (record.index, record.sequence, Effect::of(record.op, sectors));
-        if self.descriptors.len() >= DESCRIPTORS_MAX {
+        if self.backlog.is_full() {
             return Ticket(None);
         }
         let Ok(position) = log.append(record) else { return Ticket(None) };
-        let descriptor = Descriptor::new(sectors, effect, position, sequence);
-        // Only a client's operation takes a sequence of its own.
-        let before = self.descriptors.back().map_or(self.published.sequence, |last| last.sequence());
-        self.lag_writes += u64::from(sequence != before);
-        self.newest = index;
-        self.lag_bytes += descriptor.lag_bytes();
-        self.descriptors.push_back(descriptor);
+        self.backlog.push(Descriptor::new(sectors, effect, position, sequence));
         self.progress.admit(index);
         self.watches.note(sectors);
         Ticket(Some(index))
@@ -381,24 +351,15 @@ impl Admission {
         } else {
             self.marked.insert(span);
         }
-        self.forget_effect(index);
+        self.backlog.void(index);
         self.progress.complete(index);
     }
 
     /// The outcome of the whole operation on `span` is unknown and to be read back.
     pub fn void_unknown(&mut self, index: LogIndex, span: Span) {
         self.bar(index, span, 1);
-        self.forget_effect(index);
+        self.backlog.void(index);
         self.progress.complete(index);
-    }
-
-    fn forget_effect(&mut self, index: LogIndex) {
-        // The descriptor is gone if the log was given up meanwhile; then the region is marked.
-        let at = index.0.checked_sub(self.published.index.0 + 1);
-        if let Some(descriptor) = at.and_then(|at| self.descriptors.get_mut(at as usize)) {
-            self.lag_bytes -= descriptor.lag_bytes();
-            descriptor.void();
-        }
     }
 
     /// The operation succeeded, but what stands in `parts` ranges at its ragged edges is to be read back.
@@ -409,7 +370,7 @@ impl Admission {
 
     fn bar(&mut self, index: LogIndex, span: Span, parts: u32) {
         self.progress.bar(index, parts);
-        if index > self.published.index {
+        if index > self.published().index {
             self.unknown.insert(index, span);
         } else {
             // The log was given up meanwhile.
@@ -426,12 +387,7 @@ impl Admission {
 
     /// The newest cut that can be named now.
     pub fn cut(&mut self, appended: LogIndex) -> Cut {
-        let index = self.progress.cut(appended).max(self.published.index);
-        if index == self.published.index {
-            return self.published;
-        }
-        let at = (index.0 - self.published.index.0 - 1) as usize;
-        Cut { index, sequence: self.descriptors[at].sequence() }
+        self.backlog.cut(self.progress.cut(appended).max(self.published().index))
     }
 
     /// Whether the volume at that cut is wholly told by entries and descriptors.
@@ -441,17 +397,15 @@ impl Admission {
 
     /// The operations after the published cut, through `through`.
     pub fn batch(&self, through: LogIndex) -> Vec<Descriptor> {
-        let count = (through.0 - self.published.index.0) as usize;
-        self.descriptors.range(..count).copied().collect()
+        self.backlog.batch(through)
     }
 
     pub fn says_something(&self, through: LogIndex) -> bool {
-        let count = (through.0 - self.published.index.0) as usize;
-        self.descriptors.range(..count).any(|descriptor| descriptor.effect() != Effect::Nothing)
+        self.backlog.says_something(through)
     }
 
     pub fn published(&self) -> Cut {
-        self.published
+        self.backlog.published()
     }
 
     /// An entry that covers everything through `cut` stands in the chain; a `point`, or a draft.
@@ -463,19 +417,8 @@ impl Admission {
     /// Everything through `cut` changed nothing, and no entry says so: the log keeps it, for it is to reach back to
     /// what the newest entry shows.
     pub fn pass(&mut self, cut: Cut, point: bool) {
-        let count = (cut.index.0 - self.published.index.0) as usize;
-        let mut sequence = self.published.sequence;
-        for descriptor in self.descriptors.drain(..count) {
-            self.lag_bytes -= descriptor.lag_bytes();
-            self.lag_writes -= u64::from(descriptor.sequence() != sequence);
-            sequence = descriptor.sequence();
-        }
-        self.descriptors.shrink_to(2 * self.descriptors.len());
-        self.published = cut;
+        self.backlog.publish(cut);
         self.progress.published(cut.index);
-        while self.ages.get(1).is_some_and(|&(newest, _)| newest <= cut.index) {
-            self.ages.pop_front();
-        }
         if point && self.state == State::Shadowing {
             self.inexact_since = None;
         }
@@ -554,8 +497,8 @@ impl Admission {
 
     /// In Fenced the log is of no use; but it stays until the marks say durably what it covered.
     pub fn release(&mut self, log: &VolumeLog) {
-        if self.state == State::Fenced && !self.heat.is_heating() && log.appended() < self.newest.next() {
-            log.reset(self.newest.next());
+        if self.state == State::Fenced && !self.heat.is_heating() && log.appended() < self.newest().next() {
+            log.reset(self.newest().next());
         }
     }
 
@@ -587,7 +530,7 @@ impl Admission {
     }
 
     pub fn is_quiet(&self, appended: LogIndex) -> bool {
-        self.progress.is_idle() && self.progress.bars_nothing() && appended >= self.newest
+        self.progress.is_idle() && self.progress.bars_nothing() && appended >= self.newest()
     }
 
     /// In Overflowed: whether no more of what was logged can be published, and nothing logged is in flight.
@@ -597,9 +540,9 @@ impl Admission {
         if !ready || !self.progress.is_idle() {
             return false;
         }
-        let reachable = self.progress.cut(self.newest);
+        let reachable = self.progress.cut(self.newest());
         let written = log.failure().is_some() || log.appended() >= reachable;
-        written && self.cut(log.appended()).index == self.published.index
+        written && self.cut(log.appended()).index == self.published().index
     }
 
     /// What is logged but not published cannot be read: it is given up, and its regions are marked.
@@ -610,17 +553,13 @@ impl Admission {
 
     /// Marks what unpublished operations changed and forgets them. Those in flight complete as unlogged ones.
     fn forget(&mut self) {
-        for descriptor in std::mem::take(&mut self.descriptors) {
-            self.mark(descriptor.span());
-        }
+        let nothing = Backlog::new(Cut { index: self.newest(), sequence: self.newest_sequence });
+        let given_up = std::mem::replace(&mut self.backlog, nothing);
+        given_up.spans().for_each(|span| self.mark(span));
         for span in std::mem::take(&mut self.unknown).into_values() {
             self.mark(span);
         }
         self.exact_from = None;
-        self.published = Cut { index: self.newest, sequence: self.newest_sequence };
-        self.lag_bytes = 0;
-        self.lag_writes = 0;
-        self.ages = VecDeque::from([(self.newest, Instant::now())]);
     }
 
     /// In Overflowed or Replaying, and drained: restarts the log and begins to scan the marked regions.
@@ -628,12 +567,12 @@ impl Admission {
         debug_assert!(matches!(self.state, State::Overflowed | State::Replaying));
         debug_assert!(self.progress.is_idle());
         self.forget();
-        self.progress = Progress::new(self.newest);
+        self.progress = Progress::new(self.newest());
         self.blind = RegionSet::new(self.size);
         self.front = 0;
         self.exact_from = None;
         self.inexact_since.get_or_insert_with(Instant::now);
-        log.reset(self.newest.next());
+        log.reset(self.newest().next());
         self.state = State::Resyncing;
         // A log that holds nothing is not told from what lay there before it.
         let Ticket(_) = self.remark(log, LogOp::Heartbeat, self.heat.heartbeat());
@@ -643,7 +582,7 @@ impl Admission {
     /// still: to cool, it had to be synced and in a cut.
     pub fn revive_log(&mut self, log: &VolumeLog) {
         self.forget();
-        log.revive(self.newest.next());
+        log.revive(self.newest().next());
     }
 
     /// In Resyncing: the next run of marked bytes from the front on; none at the end of the scan.
@@ -677,7 +616,7 @@ impl Admission {
         if self.state != State::Resyncing || self.scan_ahead().is_some() {
             return false;
         }
-        self.exact_from = Some(self.newest);
+        self.exact_from = Some(self.newest());
         self.state = State::Shadowing;
         true
     }
@@ -696,7 +635,7 @@ impl Admission {
 
     fn standing(&mut self, log: &VolumeLog) -> Standing {
         let cut = self.cut(log.appended()).index;
-        Standing { cut, synced: log.synced(), published: self.published.index }
+        Standing { cut, synced: log.synced(), published: self.published().index }
     }
 
     /// Before a flush is submitted to the store.
@@ -731,7 +670,7 @@ impl Admission {
         let logs = self.state.logs();
         let begins = logs && self.heat.can_rotate() && (due || self.heat.is_crowded());
         if begins {
-            self.heat.rotate(self.newest);
+            self.heat.rotate(self.newest());
         }
         (begins, logs && self.heat.wants_flush(standing))
     }
@@ -748,7 +687,7 @@ impl Admission {
         }
         // What is marked stays hot; in other states everything is on its way to be marked.
         let cooling = self.state.logs().then_some(&self.marked);
-        Some(self.heat.change(self.published.index, cooling))
+        Some(self.heat.change(self.published().index, cooling))
     }
 
     /// The change is durable; the log is told the heartbeat.
@@ -837,11 +776,11 @@ impl Admission {
             return None;
         }
         let id = self.watches.begin(span);
-        self.descriptors.iter().for_each(|descriptor| self.watches.note(descriptor.span()));
+        self.backlog.spans().for_each(|span| self.watches.note(span));
         self.unknown.values().for_each(|&unknown| self.watches.note(unknown));
         let regions = (span.start / REGION..span.end.div_ceil(REGION)).filter(|&region| self.marked.contains(region));
         regions.for_each(|region| self.watches.note(Span::at(region * REGION, REGION)));
-        Some((id, self.published.index))
+        Some((id, self.published().index))
     }
 
     pub fn watches(&mut self) -> &mut Watches {
@@ -850,18 +789,14 @@ impl Admission {
 
     /// Called once a second, so that the age of the oldest unpublished operation is known to a second.
     pub fn tick(&mut self, now: Instant) {
-        match self.ages.back_mut() {
-            Some((newest, at)) if *newest == self.newest => *at = now,
-            _ => self.ages.push_back((self.newest, now)),
-        }
+        self.backlog.tick(now);
     }
 
     pub fn lag(&self, now: Instant) -> Lag {
-        let oldest = self.ages.front().map(|&(_, at)| at).filter(|_| !self.descriptors.is_empty());
-        let since = oldest.into_iter().chain(self.inexact_since).min();
+        let since = self.backlog.since().into_iter().chain(self.inexact_since).min();
         Lag {
-            bytes: self.lag_bytes,
-            writes: self.lag_writes,
+            bytes: self.backlog.bytes(),
+            writes: self.backlog.writes(),
             age: since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
         }
     }

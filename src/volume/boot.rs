@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use tracing::{info, warn};
 
-use super::admission::DESCRIPTORS_MAX;
+use super::backlog::DESCRIPTORS_MAX;
 use super::descriptor::{Descriptor, Effect};
 use crate::format::VolumeId;
 use crate::format::log::{LogOp, RecordHeader};

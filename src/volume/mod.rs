@@ -18,6 +18,7 @@
 //! store, or a flush that it failed, what is hot is read again likewise.
 
 pub mod admission;
+pub mod backlog;
 pub mod boot;
 mod change;
 pub mod descriptor;

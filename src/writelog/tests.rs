@@ -1,5 +1,8 @@
 //! What the log promises, on a simulated disk that is slow, fails, decays and lies; and once on real files.
 
+mod damage;
+mod failures;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -201,128 +204,6 @@ fn a_greedy_volume_leaves_the_others_their_share() {
     assert_eq!(other.used_bytes(), 4 * SIZE);
 }
 
-/// Fault test 8.
-#[test]
-fn a_failed_sync_is_final() {
-    let disk = SimulatedDisk::blank(4, SIZE);
-    let log = begin(&disk, LIMITS);
-    log.append(record(1, 512, 1)).unwrap();
-    sync(&log, 1);
-    disk.state().fail_syncs = true;
-    let position = log.append(record(2, 512, 1)).unwrap();
-    let failure = LogFailure::Sync { slot: 0, error: Errno::EIO };
-    assert_eq!(runtime().block_on(log.sync(LogIndex(2))), Err(LogFailed::Failed(failure)));
-    assert!(log.watch().borrow().failed);
-    disk.state().fail_syncs = false;
-    let calls = disk.state().calls.len();
-    assert_eq!(log.append(record(3, 512, 1)), Err(Full::Failed));
-    assert_eq!(runtime().block_on(log.sync(LogIndex(2))), Err(LogFailed::Failed(failure)));
-    assert_eq!((log.synced(), log.failure()), (LogIndex(1), Some(failure)));
-    assert!(log.read(position, LogIndex(2)).is_ok(), "what can be read may still be published");
-    log.reset(LogIndex(10));
-    assert_eq!(log.append(record(10, 512, 1)), Err(Full::Failed));
-    assert!(!log.close(NEVER));
-    assert_eq!(disk.state().calls.len(), calls, "the disk was used after the failure");
-}
-
-fn revived(log: &VolumeLog, next: u64) {
-    while log.failure().is_some() {
-        lock(&log.0.0.queue).revive_again();
-        log.revive(LogIndex(next));
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[test]
-fn a_log_that_failed_begins_anew_when_its_disk_is_sound_and_nothing_of_it_is_found_again() {
-    let disk = SimulatedDisk::blank(4, SIZE);
-    let log = begin(&disk, LIMITS);
-    append_all(&log, 1..=12, 1024, 1);
-    sync(&log, 12);
-    disk.state().fail_syncs = true;
-    log.append(record(13, 512, 1)).unwrap();
-    assert!(runtime().block_on(log.sync(LogIndex(13))).is_err());
-    log.revive(LogIndex(14));
-    std::thread::sleep(Duration::from_millis(50));
-    assert!(log.failure().is_some(), "the disk still fails");
-    assert_eq!(log.append(record(14, 512, 1)), Err(Full::Failed));
-
-    disk.state().fail_syncs = false;
-    revived(&log, 14);
-    assert_eq!(log.append(record(14, 512, 1)), Err(Full::Failed), "it was not begun");
-    assert_eq!(log.used_bytes(), 0);
-    let empty = SimulatedDisk::new(disk.power_cut(|_, _| true));
-    assert_eq!(recover(&open(&empty, 2, 1, LIMITS)).1, []);
-
-    log.reset(LogIndex(14));
-    append_all(&log, 14..=30, 1024, 1);
-    sync(&log, 30);
-    let after = SimulatedDisk::new(disk.power_cut(|_, _| false));
-    let (recovered, records) = recover(&open(&after, 2, 1, LIMITS));
-    assert_eq!((recovered.first, recovered.next, records.len()), (LogIndex(14), LogIndex(31), 17));
-}
-
-#[test]
-fn a_log_that_hangs_is_not_used_again_before_its_disk_has_answered() {
-    let disk = SimulatedDisk::blank(4, SIZE);
-    let log = begin(&disk, Limits { hang: Duration::from_millis(20), ..LIMITS });
-    log.append(record(1, 512, 1)).unwrap();
-    sync(&log, 1);
-    disk.set_hang(true);
-    log.append(record(2, 512, 1)).unwrap();
-    disk.wait_for_hang();
-    std::thread::sleep(Duration::from_millis(30));
-    assert!(matches!(log.failure(), Some(LogFailure::Hung(_))));
-    log.revive(LogIndex(3));
-    std::thread::sleep(Duration::from_millis(30));
-    assert!(log.failure().is_some(), "the write that hangs may still land");
-    disk.set_hang(false);
-    revived(&log, 3);
-    log.reset(LogIndex(3));
-    log.append(record(3, 512, 1)).unwrap();
-    sync(&log, 3);
-    let after = SimulatedDisk::new(disk.power_cut(|_, _| true));
-    let (recovered, _) = recover(&open(&after, 2, 1, LIMITS));
-    assert_eq!((recovered.first, recovered.next), (LogIndex(3), LogIndex(4)));
-}
-
-#[test]
-fn a_failed_write_leaves_the_queue_readable() {
-    let disk = SimulatedDisk::blank(4, SIZE);
-    disk.set_hang(true);
-    let log = begin(&disk, LIMITS);
-    let first = log.append(record(1, 512, 1)).unwrap();
-    disk.wait_for_hang();
-    let second = log.append(record(2, 512, 1)).unwrap();
-    disk.state().fail_writes = true;
-    disk.set_hang(false);
-    let failed = runtime().block_on(log.sync(LogIndex(1)));
-    assert_eq!(failed, Err(LogFailed::Failed(LogFailure::Write { slot: 0, error: Errno::EIO })));
-    assert_eq!(log.appended(), LogIndex(0));
-    assert_eq!(log.read(first, LogIndex(1)).unwrap(), record(1, 512, 1).payload);
-    assert_eq!(log.read(second, LogIndex(2)).unwrap(), record(2, 512, 1).payload);
-    log.reset(LogIndex(3));
-    assert_eq!(log.queued_bytes(), 0);
-}
-
-#[test]
-fn a_disk_that_hangs_loses_the_log_and_nothing_else() {
-    let disk = SimulatedDisk::blank(4, SIZE);
-    disk.set_hang(true);
-    let pool = open(&disk, 1, 1, Limits { hang: Duration::from_millis(20), ..LIMITS });
-    let log = pool.volume(VOLUME, Start::Empty(LogIndex(1))).unwrap();
-    let position = log.append(record(1, 512, 1)).unwrap();
-    let hung = LogFailure::Hung(Duration::from_millis(20));
-    assert_eq!(runtime().block_on(log.sync(LogIndex(1))), Err(LogFailed::Failed(hung)));
-    assert_eq!(log.append(record(2, 512, 1)), Err(Full::Failed));
-    assert_eq!(log.read(position, LogIndex(1)).unwrap(), record(1, 512, 1).payload);
-    disk.set_hang(false);
-    assert!(!log.close(NEVER), "a log that had hung recovered");
-    assert_eq!((log.appended(), log.synced()), (LogIndex(0), LogIndex(0)));
-    log.reset(LogIndex(2));
-    assert_eq!(pool.in_flight_bytes(), 0);
-}
-
 #[test]
 fn callers_of_sync_share_one_fdatasync() {
     let disk = SimulatedDisk::blank(4, SIZE);
@@ -353,31 +234,6 @@ fn a_commit_comes_by_itself() {
     assert_eq!(state.durable, state.cached);
 }
 
-/// Fault test 8.
-#[test]
-fn a_waiter_is_not_told_that_dropped_records_are_synced() {
-    let disk = SimulatedDisk::blank(4, SIZE);
-    disk.set_hang(true);
-    let log = begin(&disk, LIMITS);
-    log.append(record(1, 512, 1)).unwrap();
-    let (waiter, ready) = (log.clone(), Arc::new(std::sync::Barrier::new(2)));
-    let thread = std::thread::spawn({
-        let ready = ready.clone();
-        move || {
-            ready.wait();
-            runtime().block_on(waiter.sync(LogIndex(1)))
-        }
-    });
-    ready.wait();
-    disk.wait_for_hang();
-    while lock(&log.0.0.queue).sync_through == LogIndex(0) {
-        std::thread::yield_now();
-    }
-    log.reset(LogIndex(2));
-    disk.set_hang(false);
-    assert_eq!(thread.join().unwrap(), Err(LogFailed::Reset));
-}
-
 /// Counterexample 11.
 #[test]
 fn records_out_of_order_or_of_another_length_are_refused() {
@@ -401,76 +257,6 @@ fn closing_syncs_what_is_queued() {
     assert_eq!(log.append(record(21, 512, 1)), Err(Full::Failed));
     let disk = SimulatedDisk::new(disk.power_cut(|_, _| false));
     assert_eq!(recover(&open(&disk, 2, 1, LIMITS)).0.next, LogIndex(21));
-}
-
-/// Fault test 7.
-#[test]
-fn records_after_a_hole_are_refused_even_in_a_later_segment() {
-    let disk = SimulatedDisk::blank(8, SIZE);
-    let log = begin(&disk, LIMITS);
-    let positions: Vec<Position> = (1..=40).map(|index| log.append(record(index, 1024, 1)).unwrap()).collect();
-    sync(&log, 40);
-    let hole = positions[9];
-    disk.state().cached[hole.slot() as usize][hole.offset() as usize + 20] ^= 1;
-    let (recovered, _) = recover(&open(&disk, 2, 1, LIMITS));
-    assert_eq!((recovered.first, recovered.next), (LogIndex(1), LogIndex(10)));
-    assert!(matches!(recovered.ended, Ended::Hole { resumes } if resumes > LogIndex(10)), "{:?}", recovered.ended);
-}
-
-/// Fault tests 4 and 6.
-#[test]
-fn what_a_first_crash_cut_off_does_not_come_back_after_a_second() {
-    let disk = SimulatedDisk::blank(8, SIZE);
-    let log = begin(&disk, Limits { commit_every: NEVER, ..LIMITS });
-    let positions: Vec<Position> = (1..=6).map(|index| log.append(record(index, 512, 1)).unwrap()).collect();
-    settle(&log, 6);
-    // Record 4 did not reach the disk; 5 and 6 did.
-    let lost = positions[3].offset() / 512 + 1;
-    let image = disk.power_cut(|_, sector| sector != lost);
-    let mut mended = image.clone();
-
-    let disk = SimulatedDisk::new(image);
-    let pool = open(&disk, 2, 1, LIMITS);
-    let (recovered, _) = recover(&pool);
-    assert_eq!(recovered.next, LogIndex(4));
-    let log = pool.volume(VOLUME, Start::After(recovered)).unwrap();
-    log.append(record(4, 512, 2)).unwrap();
-    sync(&log, 4);
-    let (recovered, records) = recover(&open(&disk, 3, 1, LIMITS));
-    assert_eq!(recovered.next, LogIndex(5), "an old record 5 follows a new record 4");
-    assert_same(&records[3].1, &record(4, 512, 2));
-
-    // Even if the disk finds the lost sector again.
-    let whole = positions[3].offset() as usize;
-    mended[0][whole..whole + 592].copy_from_slice(&disk_bytes(&log_of_six(), 0, whole, 592));
-    let state = disk.state().cached.clone();
-    mended[1..].clone_from_slice(&state[1..]);
-    let (recovered, records) = recover(&open(&SimulatedDisk::new(mended), 3, 1, LIMITS));
-    assert_eq!(recovered.next, LogIndex(5));
-    assert_same(&records[3].1, &record(4, 512, 2));
-}
-
-fn log_of_six() -> SimulatedDisk {
-    let disk = SimulatedDisk::blank(8, SIZE);
-    let log = begin(&disk, LIMITS);
-    append_all(&log, 1..=6, 512, 1);
-    settle(&log, 6);
-    disk
-}
-
-fn disk_bytes(disk: &SimulatedDisk, slot: usize, at: usize, length: usize) -> Vec<u8> {
-    disk.state().cached[slot][at..at + length].to_vec()
-}
-
-/// Fault test 6.
-#[test]
-fn another_log_and_a_later_epoch_are_not_believed() {
-    let disk = log_of_six();
-    assert_eq!(recover(&open(&disk, 2, 1, LIMITS)).0.next, LogIndex(7));
-    assert_eq!(recover(&open(&disk, 0, 1, LIMITS)).0.ended, Ended::NoLog);
-    let opened = Opened { created: false, log: LogId([8; 16]), epoch: 2 };
-    let foreign = Pool(Arc::new(Inner::new(opened, Box::new(disk), SIZE, 8, 1, LIMITS)));
-    assert_eq!(recover(&foreign).0.ended, Ended::NoLog);
 }
 
 #[test]
@@ -521,80 +307,6 @@ fn open_again(dir: &std::path::Path, settings: Settings) -> (Pool, Opened) {
             Err(OpenError::InUse { .. }) => std::thread::sleep(Duration::from_millis(1)),
             opened => return opened.unwrap(),
         }
-    }
-}
-
-/// A log of several segments, and what is in it.
-fn filled() -> (SimulatedDisk, Vec<Record>) {
-    let disk = SimulatedDisk::blank(5, SIZE);
-    let log = begin(&disk, LIMITS);
-    let records: Vec<Record> = (1..=24).map(|index| record(index, (index as usize % 5) * 500, 1)).collect();
-    for record in &records {
-        log.append(record.clone()).unwrap();
-    }
-    sync(&log, 24);
-    (disk, records)
-}
-
-/// Whatever is accepted is a beginning of what was appended, byte for byte.
-fn assert_beginning(disk: &SimulatedDisk, records: &[Record], what: &str) -> usize {
-    let pool = open(disk, 2, 1, LIMITS);
-    let (recovered, found) = recover(&pool);
-    assert_eq!(recovered.first, LogIndex(1), "{what}");
-    for ((position, header), record) in found.iter().zip(records) {
-        assert_same(header, record);
-        let segment = recovered.segments.iter().find(|segment| segment.slot == position.slot()).unwrap();
-        let payload = reader::read(&pool.0, &segment.header, *position, header.index);
-        assert_eq!(payload.as_ref(), Ok(&record.payload), "{what}");
-    }
-    found.len()
-}
-
-/// Fault test 5.
-#[test]
-fn a_flipped_bit_shortens_the_log_and_changes_nothing() {
-    let (disk, records) = filled();
-    assert_eq!(assert_beginning(&disk, &records, "untouched"), records.len());
-    let image = disk.state().cached.clone();
-    for slot in 0..5 {
-        let openings =
-            (0..FIRST_RECORD as usize).step_by(61).chain((0..FIRST_RECORD as usize).filter(|at| at % 4096 < 96));
-        for at in openings.chain((FIRST_RECORD as usize..SIZE as usize).step_by(5)) {
-            let mut damaged = image.clone();
-            damaged[slot][at] ^= 1 << (at % 8);
-            let what = format!("bit {} of byte {at} of {slot}", at % 8);
-            let accepted = assert_beginning(&SimulatedDisk::new(damaged), &records, &what);
-            assert!(at >= FIRST_RECORD as usize || accepted == records.len(), "an opening bears one flipped bit");
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Fault test 25.
-    #[test]
-    fn a_misdirected_write_shortens_the_log_and_changes_nothing(
-        (from, to) in ((0usize..5, 0..SIZE as usize / 512), (0usize..5, 0..SIZE as usize / 512)),
-        sectors in 1usize..=8,
-    ) {
-        let (disk, records) = filled();
-        let length = (sectors * 512).min(SIZE as usize - from.1 * 512).min(SIZE as usize - to.1 * 512);
-        let bytes = disk_bytes(&disk, from.0, from.1 * 512, length);
-        disk.state().cached[to.0][to.1 * 512..][..length].copy_from_slice(&bytes);
-        assert_beginning(&disk, &records, "misdirected");
-    }
-
-    #[test]
-    fn any_bytes_at_all_are_read_without_panic(
-        noise in prop::collection::vec((0usize..5, 0..SIZE as usize, any::<u64>()), 1..40),
-    ) {
-        let (disk, _) = filled();
-        for (slot, at, value) in noise {
-            let at = at.min(SIZE as usize - 8);
-            disk.state().cached[slot][at..at + 8].copy_from_slice(&value.to_le_bytes());
-        }
-        recover(&open(&disk, 2, 1, LIMITS));
     }
 }
 

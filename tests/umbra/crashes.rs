@@ -6,10 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use umbra::random::SplitMix64;
 
 use crate::cuts::assert_one_cut;
 use crate::harness::{
-    Gateway, INTERRUPTED, Load, MIB, Nbdkit, Random, STORE_CHANGED, Scene, Stamper, Status, assert_same_image, extent,
+    Gateway, INTERRUPTED, Load, MIB, Nbdkit, STORE_CHANGED, Scene, Stamper, Status, assert_same_image, extent,
 };
 use crate::oracle::holds_everything_acknowledged;
 use crate::trace::{Answer, Trace};
@@ -64,7 +65,7 @@ fn a_crash_costs_what_was_hot_and_not_the_volume() {
 #[test]
 fn kills_at_random_moments_lose_nothing_and_the_next_point_equals_the_store() {
     let scene = Scene::new(64 * MIB);
-    let mut random = Random(38);
+    let mut random = SplitMix64(38);
     let mut trace = Trace::default();
     let mut before = None;
     for round in 0..extent(20, 200) {

@@ -8,8 +8,10 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use umbra::random::SplitMix64;
+
 use crate::harness::{
-    Change, Filesystem, Keep, Load, MIB, NbdFuse, Random, Recorder, Recording, STORE_CHANGED, Scene, Stamper,
+    Change, Filesystem, Keep, Load, MIB, NbdFuse, Recorder, Recording, STORE_CHANGED, Scene, Stamper,
     assert_same_image, copy_sparse, extent,
 };
 use crate::oracle::{holds_everything_flushed, judge};
@@ -51,7 +53,7 @@ fn live_three_times(scene: &Scene) -> Trace {
 }
 
 /// A moment of the recording: when an object came into being, just before a flush, when the most is at stake, or any.
-fn moment(recording: &Recording, objects: &Objects, random: &mut Random) -> u64 {
+fn moment(recording: &Recording, objects: &Objects, random: &mut SplitMix64) -> u64 {
     let events = &recording.events;
     let mut one_of = |times: Vec<u64>| times[random.below(times.len() as u64) as usize];
     let puts = objects.values().map(|object| object.put).filter(|put| *put > events[0].start).collect();
@@ -114,7 +116,7 @@ impl Recorded {
     }
 
     #[track_caller]
-    fn cut_and_recover(&mut self, time: u64, keep: Keep, random: &mut Random) {
+    fn cut_and_recover(&mut self, time: u64, keep: Keep, random: &mut SplitMix64) {
         let before: Objects =
             self.objects.iter().filter(|(_, object)| object.put <= time).map(|(k, o)| (k.clone(), o.clone())).collect();
         let server = Server::start_with(22, before.clone());
@@ -153,7 +155,7 @@ fn read(path: &Path) -> Vec<u8> {
 #[ignore = "loop devices and mounts need root"]
 fn after_a_power_cut_at_any_moment_the_next_point_equals_the_store_and_older_ones_stay() {
     let mut recorded = Recorded::new();
-    let mut random = Random(2026);
+    let mut random = SplitMix64(2026);
     for number in 0..extent(20, 400) {
         let time = moment(&recorded.recording, &recorded.objects, &mut random);
         let keep = match number % 4 {

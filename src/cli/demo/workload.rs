@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::disk::{Disk, DiskError, ZeroMode};
 use crate::nbd::NbdDisk;
+use crate::random::SplitMix64;
 use crate::units::{KIB, MIB};
 
 /// Requests in flight.
@@ -34,32 +35,14 @@ const TRIMS: u64 = 3;
 
 const _: () = assert!(READS + WRITES + TRIMS < 100);
 
-/// The same numbers for the same seed (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// `end` is not 0.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// Half of all data is noise, the other half packs well.
-    fn fill(&mut self, bytes: &mut [u8]) {
-        let packs = self.below(2) == 0;
-        let mut word = self.next();
-        for chunk in bytes.chunks_mut(8) {
-            // Text-like: few different words, each many times.
-            word = if packs { word.wrapping_mul(5).wrapping_add(1) & 0x0707_0707_0707_0707 } else { self.next() };
-            chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
-        }
+/// Half of all data is noise, the other half packs well.
+fn fill(random: &mut SplitMix64, bytes: &mut [u8]) {
+    let packs = random.below(2) == 0;
+    let mut word = random.next();
+    for chunk in bytes.chunks_mut(8) {
+        // Text-like: few different words, each many times.
+        word = if packs { word.wrapping_mul(5).wrapping_add(1) & 0x0707_0707_0707_0707 } else { random.next() };
+        chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
     }
 }
 
@@ -68,13 +51,13 @@ pub fn fill_file(path: &Path, size: u64, seed: u64) -> io::Result<()> {
     let file = std::fs::File::create_new(path)?;
     file.set_len(size)?;
     let mut out = BufWriter::with_capacity(MIB as usize, file);
-    let mut random = Random(seed);
+    let mut random = SplitMix64(seed);
     let mut piece = vec![0; MIB as usize];
     let mut at = 0;
     while at < size {
         let length = MIB.min(size - at);
         if random.below(2) == 0 {
-            random.fill(&mut piece);
+            fill(&mut random, &mut piece);
             out.seek(SeekFrom::Start(at))?;
             out.write_all(&piece[..length as usize])?;
         }
@@ -108,7 +91,7 @@ impl Workload {
             .map(|worker| {
                 let (disk, stop, pace, done) = (disk.clone(), stop.clone(), pace.clone(), done.clone());
                 async move {
-                    let mut random = Random(seed << 8 | worker);
+                    let mut random = SplitMix64(seed << 8 | worker);
                     while !stop.load(Relaxed) {
                         pace.wait(&done).await;
                         one(&disk, &mut random, &done).await?;
@@ -144,10 +127,10 @@ impl Pace {
     }
 }
 
-async fn one(disk: &NbdDisk, random: &mut Random, done: &Done) -> Result<(), DiskError> {
+async fn one(disk: &NbdDisk, random: &mut SplitMix64, done: &Done) -> Result<(), DiskError> {
     let geometry = disk.geometry();
     let units = geometry.size / UNIT;
-    let span = |random: &mut Random, longest: u64| {
+    let span = |random: &mut SplitMix64, longest: u64| {
         let count = 1 + random.below(longest.min(units));
         (random.below(units - count + 1) * UNIT, count * UNIT)
     };
@@ -160,7 +143,7 @@ async fn one(disk: &NbdDisk, random: &mut Random, done: &Done) -> Result<(), Dis
     } else if choice < READS + WRITES {
         let (offset, length) = span(random, UNITS_MAX);
         let mut data = vec![0; length as usize];
-        random.fill(&mut data);
+        fill(random, &mut data);
         disk.write(offset, Bytes::from(data), false).await?;
         done.writes.fetch_add(1, Relaxed);
         done.moved.fetch_add(length, Relaxed);
@@ -201,11 +184,11 @@ mod tests {
 
     #[test]
     fn data_is_of_both_kinds() {
-        let mut random = Random(7);
+        let mut random = SplitMix64(7);
         let mut ratios: Vec<usize> = (0..32)
             .map(|_| {
                 let mut bytes = vec![0; 64 * 1024];
-                random.fill(&mut bytes);
+                fill(&mut random, &mut bytes);
                 zstd::bulk::compress(&bytes, 1).unwrap().len() * 100 / bytes.len()
             })
             .collect();

@@ -20,7 +20,7 @@ impl Gateway {
 /// A world whose store was copied, with data all over it.
 async fn copied(world: &World) -> Gateway {
     for megabyte in 0..world.store.geometry().size / MIB {
-        let bytes = Random(megabyte).bytes(MIB as usize);
+        let bytes = SplitMix64(megabyte).bytes(MIB as usize);
         world.store.write(megabyte * MIB, bytes, false).await.unwrap();
     }
     let gateway = world.start().await;
@@ -42,7 +42,7 @@ async fn what_was_written_past_the_gateway_is_found_under_load_and_uploaded_agai
     // Clients stay in the first megabytes, ragged and overlapping.
     let volume = gateway.volume.clone();
     let clients = tokio::spawn(async move {
-        let mut random = Random(5);
+        let mut random = SplitMix64(5);
         for _ in 0..600 {
             let (offset, length) = (random.below(8 * MIB), random.below(64 * KIB) as usize + 1);
             volume.write(offset, random.bytes(length), false).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_change_whose_outcome_is_unknown_is_no_difference() {
     let eio = DiskError::Io(Errno::EIO);
     world.store.inject(Fault::halfway(Kind::Write, eio).times(20));
     for at in 0..20 {
-        let _ = gateway.volume.write(at * 700 * KIB + 100, Random(at).bytes(9000), false).await;
+        let _ = gateway.volume.write(at * 700 * KIB + 100, SplitMix64(at).bytes(9000), false).await;
         if at % 7 == 0 {
             assert_eq!(gateway.compare(true).await.verdict, Verdict::Equal);
         }
@@ -209,7 +209,7 @@ async fn no_client_waits_for_a_remote_that_a_comparison_waits_for() {
     }
     let all = async {
         for megabyte in 0..24 {
-            gateway.volume.write(megabyte * MIB, Random(1).bytes(MIB as usize), false).await.unwrap();
+            gateway.volume.write(megabyte * MIB, SplitMix64(1).bytes(MIB as usize), false).await.unwrap();
         }
     };
     tokio::time::timeout(PATIENCE, all).await.expect("clients waited for the remote");
@@ -306,7 +306,7 @@ async fn a_store_that_was_set_back_while_the_gateway_was_down_is_compared_in_ful
     let world = World::new(SIZE);
     let gateway = copied(&world).await;
     let before = world.store.inner().read(9 * MIB, 8192).await.unwrap();
-    gateway.volume.write(9 * MIB, Random(99).bytes(8192), false).await.unwrap();
+    gateway.volume.write(9 * MIB, SplitMix64(99).bytes(8192), false).await.unwrap();
     gateway.settled().await;
     let left = gateway.leave().await.expect("a clean stop");
     world.store.inner().write(9 * MIB, before, false).await.unwrap();
@@ -326,7 +326,7 @@ async fn a_store_that_was_set_back_while_the_gateway_was_down_is_compared_in_ful
 async fn what_clients_write_before_the_sample_is_compared_is_no_reason_for_distrust() {
     let world = World::new(SIZE);
     let gateway = copied(&world).await;
-    gateway.volume.write(9 * MIB, Random(99).bytes(MIB as usize), false).await.unwrap();
+    gateway.volume.write(9 * MIB, SplitMix64(99).bytes(MIB as usize), false).await.unwrap();
     gateway.settled().await;
     let left = gateway.leave().await.expect("a clean stop");
     world.bucket.every(Call::Get, "", crate::remote::faulty::Fault::Status(503));

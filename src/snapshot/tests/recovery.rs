@@ -20,13 +20,36 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
 
 /// Counterexample 2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_log_covered_is_read_again() {
+    let world = World::new(256 * MIB);
+    let gateway = world.start().await;
+    gateway.settled().await;
+    gateway.until_cold().await;
+    world.bucket.every(Call::Create, "", crate::remote::faulty::Fault::Status(503));
+    gateway.volume.write(5 * REGION, SplitMix64(1).bytes(8192), false).await.unwrap();
+    gateway.until_cold().await;
+    gateway.die().await;
+    world.bucket.heal();
+    let segments = std::fs::read_dir(world.folder.path().join("log")).unwrap();
+    for segment in segments.map(|entry| entry.unwrap().path()) {
+        std::fs::remove_file(segment).unwrap();
+    }
+    let gateway = world.start().await;
+    gateway.settled().await;
+    world.assert_current().await;
+    assert!((1..=REGION).contains(&gateway.volume.reread()), "{} bytes were read again", gateway.volume.reread());
+    gateway.die().await;
+}
+
+/// Counterexample 2.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_lost_log_covered_is_read_again_though_the_first_start_after_it_dies() {
     let world = World::new(64 * MIB);
     let gateway = world.start().await;
     gateway.settled().await;
     gateway.until_cold().await;
     world.refuse_puts();
-    gateway.volume.write(5 * REGION, Random(1).bytes(8192), false).await.unwrap();
+    gateway.volume.write(5 * REGION, SplitMix64(1).bytes(8192), false).await.unwrap();
     gateway.until_cold().await;
     gateway.die().await;
     world.bucket.heal();
@@ -55,7 +78,7 @@ async fn what_a_lost_log_covered_is_read_again_though_the_first_start_after_it_d
 async fn marks_and_log_that_were_set_back_together_are_found_out_by_the_chain() {
     let mut world = World::new(64 * MIB);
     let gateway = world.start().await;
-    gateway.volume.write(0, Random(1).bytes(4096), false).await.unwrap();
+    gateway.volume.write(0, SplitMix64(1).bytes(4096), false).await.unwrap();
     gateway.settled().await;
     gateway.until_cold().await;
     gateway.leave().await.expect("a clean stop");
@@ -67,13 +90,13 @@ async fn marks_and_log_that_were_set_back_together_are_found_out_by_the_chain() 
     let gateway = world.start().await;
     gateway.settled().await;
     for round in 0..4 {
-        gateway.volume.write(4 * REGION, Random(round).bytes(4096), false).await.unwrap();
+        gateway.volume.write(4 * REGION, SplitMix64(round).bytes(4096), false).await.unwrap();
         gateway.settled().await;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     // Only the marks that are taken back know of this one.
     world.refuse_puts();
-    gateway.volume.write(9 * REGION, Random(9).bytes(4096), false).await.unwrap();
+    gateway.volume.write(9 * REGION, SplitMix64(9).bytes(4096), false).await.unwrap();
     gateway.die().await;
     world.bucket.heal();
     world.folder = then;
@@ -90,14 +113,14 @@ async fn a_write_that_an_old_connection_still_carries_out_is_found_when_it_can_d
     let mut world = World::new(SIZE);
     world.settings.quarantine = Some(QUARANTINE);
     let gateway = world.start().await;
-    let old = Random(1).bytes(4096);
+    let old = SplitMix64(1).bytes(4096);
     gateway.volume.write(9 * MIB, old.clone(), false).await.unwrap();
     gateway.settled().await;
     gateway.until_cold().await;
 
     let gate = Gate::new();
     world.store.inject(Fault::lost_until(Kind::Write, &gate).at(Span::at(9 * MIB, 4096)).once());
-    assert_eq!(gateway.volume.write(9 * MIB, Random(2).bytes(4096), false).await, Err(DiskError::Lost));
+    assert_eq!(gateway.volume.write(9 * MIB, SplitMix64(2).bytes(4096), false).await, Err(DiskError::Lost));
     world.store.come_back();
     gateway.settled().await;
     let (point, ..) = world.content(world.newest_point().await.as_ref(), None).await;
@@ -105,7 +128,7 @@ async fn a_write_that_an_old_connection_still_carries_out_is_found_when_it_can_d
     assert!(gateway.volume.hot_bytes() > 0, "it has cooled, though an old connection may still write");
     gate.open();
     world.until_current().await;
-    assert_eq!(world.store_bytes().await[9 * MIB as usize..][..4096], Random(2).bytes(4096));
+    assert_eq!(world.store_bytes().await[9 * MIB as usize..][..4096], SplitMix64(2).bytes(4096));
     gateway.die().await;
 }
 
@@ -116,12 +139,12 @@ async fn a_write_that_a_dead_gateway_left_with_the_store_is_found_when_it_can_co
     world.settings.quarantine = Some(QUARANTINE);
     let gateway = world.start().await;
     gateway.settled().await;
-    gateway.volume.write(9 * MIB, Random(1).bytes(4096), false).await.unwrap();
+    gateway.volume.write(9 * MIB, SplitMix64(1).bytes(4096), false).await.unwrap();
     gateway.die().await;
     let gateway = world.start().await;
     gateway.settled().await;
     world.assert_current().await;
-    world.store.inner().write(9 * MIB, Random(2).bytes(4096), false).await.unwrap();
+    world.store.inner().write(9 * MIB, SplitMix64(2).bytes(4096), false).await.unwrap();
     world.until_current().await;
     gateway.die().await;
 }

@@ -16,7 +16,7 @@ async fn tracked() -> (World, SimulatedFile, Gateway) {
     let file = SimulatedFile::default();
     world.marks = Some(file.clone());
     let gateway = world.start().await;
-    gateway.volume.write(0, Random(1).bytes(4096), false).await.unwrap();
+    gateway.volume.write(0, SplitMix64(1).bytes(4096), false).await.unwrap();
     gateway.settled().await;
     durably_cold(&gateway, &file).await;
     (world, file, gateway)
@@ -56,7 +56,7 @@ async fn durably_cold(gateway: &Gateway, file: &SimulatedFile) {
 
 /// Writes where a mark is needed; `None` if that is not answered in time.
 async fn write(gateway: &Gateway, offset: u64, seed: u64) -> Option<Result<(), DiskError>> {
-    let write = gateway.volume.write(offset, Random(seed).bytes(4096), false);
+    let write = gateway.volume.write(offset, SplitMix64(seed).bytes(4096), false);
     tokio::time::timeout(2 * MARK_MAX, write).await.ok()
 }
 
@@ -76,7 +76,7 @@ async fn no_client_waits_longer_than_stated_for_marks_that_hang_and_everything_i
     assert_eq!(gateway.volume.state(), State::Untracked);
     let begun = Instant::now();
     for region in 11..15 {
-        gateway.volume.write(region * REGION, Random(region).bytes(4096), false).await.unwrap();
+        gateway.volume.write(region * REGION, SplitMix64(region).bytes(4096), false).await.unwrap();
     }
     assert!(begun.elapsed() < MARK_MAX, "each client waits");
     let published = world.newest_point().await.number;
@@ -98,7 +98,7 @@ async fn marks_that_fail_cost_no_client_anything_and_are_begun_anew() {
     let (world, file, gateway) = tracked().await;
     file.state().writes_left = Some(0);
     for region in 10..15 {
-        gateway.volume.write(region * REGION, Random(region).bytes(4096), false).await.unwrap();
+        gateway.volume.write(region * REGION, SplitMix64(region).bytes(4096), false).await.unwrap();
     }
     gateway.until(State::Untracked).await;
     past_the_gateway(&world).await;
@@ -131,7 +131,7 @@ async fn a_change_that_cannot_be_marked_fails_where_that_was_chosen_and_nothing_
     assert_ne!(gateway.volume.state(), State::Untracked);
     assert!(world.store_bytes().await[UNMARKED as usize..][..4096].iter().all(|&byte| byte == 0), "it was forwarded");
     drop(hang);
-    gateway.volume.write(UNMARKED, Random(3).bytes(4096), false).await.unwrap();
+    gateway.volume.write(UNMARKED, SplitMix64(3).bytes(4096), false).await.unwrap();
     gateway.settled().await;
     world.assert_current().await;
     gateway.die().await;
@@ -151,7 +151,7 @@ async fn crash_while_untracked(witness: Witness) {
         world.refuse_puts();
     }
     file.state().writes_left = Some(0);
-    gateway.volume.write(UNMARKED, Random(2).bytes(4096), false).await.unwrap();
+    gateway.volume.write(UNMARKED, SplitMix64(2).bytes(4096), false).await.unwrap();
     gateway.until(State::Untracked).await;
     if witness == Witness::Chain {
         let told = async {
@@ -162,7 +162,7 @@ async fn crash_while_untracked(witness: Witness) {
         tokio::time::timeout(PATIENCE, told).await.expect("the chain was not told");
     }
     // Whatever hot regions are logged or not: nothing but the marks could know of this one.
-    gateway.volume.write(UNMARKED + REGION, Random(3).bytes(4096), false).await.unwrap();
+    gateway.volume.write(UNMARKED + REGION, SplitMix64(3).bytes(4096), false).await.unwrap();
     gateway.volume.flush().await.unwrap();
     gateway.die().await;
 

@@ -19,7 +19,7 @@ pub use clients::{Fio, Latency, Load, Nbdkit, Stamper, program, python};
 pub use disks::{Filesystem, NbdFuse};
 pub use gateway::{Gateway, INTERRUPTED, REMOTE_AWAY, STORE_CHANGED, Status};
 pub use process::{Finished, Memory, Running, run};
-pub use recorder::{Change, Keep, Random, Recorder, Recording, copy_sparse};
+pub use recorder::{Change, Keep, Recorder, Recording, copy_sparse};
 pub use remotes::{Azurite, Moto};
 
 /// How much of what is endless a test does: little in CI, more where `UMBRA_LONG` is 1.

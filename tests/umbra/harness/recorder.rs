@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use umbra::random::SplitMix64;
+
 use super::{COMMAND_LIMIT, run};
 use crate::s3::now;
 
@@ -63,19 +65,6 @@ pub enum Keep {
     Everything,
 }
 
-/// Numbers that look random; the same for the same seed (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
-
 impl Recording {
     /// Of all writes.
     pub fn bytes(&self) -> usize {
@@ -89,7 +78,7 @@ impl Recording {
     /// Makes `image` what the disk that began as `base` may hold after a power cut at `time`: all that was flushed by
     /// then, and of the rest what `keep` says. Returns how many writes were not flushed.
     #[track_caller]
-    pub fn cut(&self, base: &Path, time: u64, keep: Keep, random: &mut Random, image: &Path) -> usize {
+    pub fn cut(&self, base: &Path, time: u64, keep: Keep, random: &mut SplitMix64, image: &Path) -> usize {
         copy_sparse(base, image);
         let file = OpenOptions::new().write(true).open(image).unwrap();
         let flushed = |event: &Event| matches!(event.change, Change::Flush) && event.end <= time;
