@@ -2,7 +2,7 @@
 //!
 //! What a client of it sees is meant to be what it would see of `nbdkit file` on the same path. What is in the page
 //! cache is read at once, in the caller's task. Short direct reads and writes, short reads of what is not in the page
-//! cache, and flushes go through an io_uring ([`ring`]) where the kernel lets us have one, which is found out when the
+//! cache, and flushes go through an io_uring (`ring`) where the kernel lets us have one, which is found out when the
 //! disk is opened. All else runs on tokio's blocking threads, so methods are called inside a tokio runtime: what takes
 //! longer than a hop to another thread, and buffered writes, which an io_uring would do one after the other, each
 //! with its sync. An operation begins when its method is called.
