@@ -1,14 +1,19 @@
 //! A file or a block device as a [`Disk`].
 //!
 //! What a client of it sees is meant to be what it would see of `nbdkit file` on the same path. What is in the page
-//! cache is read at once, in the caller's task; all else runs on tokio's blocking threads, so methods are called inside
-//! a tokio runtime. An operation begins when its method is called.
+//! cache is read at once, in the caller's task. Short direct reads and writes, short reads of what is not in the page
+//! cache, and flushes go through an io_uring (`ring`) where the kernel lets us have one, which is found out when the
+//! disk is opened. All else runs on tokio's blocking threads, so methods are called inside a tokio runtime: what takes
+//! longer than a hop to another thread, and buffered writes, which an io_uring would do one after the other, each
+//! with its sync. An operation begins when its method is called.
 //!
-//! Owns: the descriptor and its lock. Errors of the kernel are passed on as they are.
+//! Owns: the descriptor and its lock, both until the last operation has ended: dropping the disk waits for what goes
+//! through the ring. Errors of the kernel are passed on as they are.
 //! Crash: what was not flushed may be there, in part or not at all, as with any disk.
 
 mod erase;
 mod open;
+mod ring;
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
@@ -24,11 +29,12 @@ use rustix::io::{self, ReadWriteFlags, preadv2, pwritev2, retry_on_intr};
 
 use self::erase::{Eraser, Latch};
 pub use self::open::{OpenError, Options};
+use self::ring::Ring;
 use super::{Abilities, BlockSizes, Disk, Errno, Extent, Geometry, Identity, Pending, Result, ZeroMode};
 use crate::units::{KIB, Span};
 
-/// Up to this many bytes are copied from or to the page cache in the caller's task: some 30 µs, about what a hop to
-/// another thread costs. What is larger would keep other connections waiting.
+/// Up to this many bytes are copied from or to the page cache in the caller's task, or handed to the ring: some 30 µs,
+/// about what a hop to another thread costs. What is larger would keep others waiting.
 const INLINE_MAX: usize = 256 * KIB as usize;
 
 /// A regular file or a block device.
@@ -37,7 +43,9 @@ pub struct FileDisk {
 }
 
 struct Inner {
-    file: File,
+    file: Arc<File>,
+    /// None where the kernel has none for us, and where it would wait for nothing.
+    ring: Option<Ring>,
     path: PathBuf,
     device: bool,
     size: AtomicU64,
@@ -56,7 +64,14 @@ impl FileDisk {
     /// Opens what is at `path`. Unless read-only, no other writer that takes the same lock (another `FileDisk`, in this
     /// process or not) can have it at the same time, and a device must not be mounted.
     pub fn open(path: impl AsRef<Path>, options: Options) -> std::result::Result<Self, OpenError> {
-        let path = path.as_ref();
+        Self::open_with(path.as_ref(), options, Ring::start)
+    }
+
+    fn open_with(
+        path: &Path,
+        options: Options,
+        start_ring: impl FnOnce(Arc<File>) -> std::io::Result<Ring>,
+    ) -> std::result::Result<Self, OpenError> {
         let found = open::open(path, options)?;
         let direct = options.direct.then_some(found.block.minimum as usize);
         let eraser = Eraser::new(found.device, found.erase_block, direct.unwrap_or(1), found.punches);
@@ -75,9 +90,20 @@ impl FileDisk {
             // One descriptor serves all, and fdatasync knows no connections.
             multi_conn: true,
         };
+        let file = Arc::new(found.file);
+        let ring = if found.in_memory {
+            None
+        } else {
+            start_ring(file.clone())
+                .inspect_err(|error| {
+                    tracing::debug!(path = %path.display(), %error, "no io_uring; operations run on threads instead");
+                })
+                .ok()
+        };
         Ok(Self {
             inner: Arc::new(Inner {
-                file: found.file,
+                file,
+                ring,
                 path: path.to_owned(),
                 device: found.device,
                 size: AtomicU64::new(found.size),
@@ -119,6 +145,11 @@ impl FileDisk {
 }
 
 impl Inner {
+    /// The ring, if an operation of this length goes through it.
+    fn ring_for(&self, length: usize) -> Option<&Ring> {
+        self.ring.as_ref().filter(|_| (1..=INLINE_MAX).contains(&length))
+    }
+
     /// How many bytes could be read without waiting.
     fn read_now(&self, buffer: &mut [u8], offset: u64) -> usize {
         if buffer.len() > INLINE_MAX {
@@ -199,7 +230,11 @@ impl Disk for FileDisk {
             return Pending::ready(Err(refused));
         }
         let length = length as usize;
+        let ring = self.inner.ring_for(length);
         if let Some(alignment) = self.inner.direct {
+            if let Some(ring) = ring {
+                return ring.read(Aligned::reserved(length, alignment), 0, offset);
+            }
             return self.spawn(move |inner| {
                 let mut buffer = Aligned::zeroed(length, alignment);
                 read_exact(&inner.file, buffer.as_mut_slice(), offset)?;
@@ -210,6 +245,9 @@ impl Disk for FileDisk {
         let done = self.inner.read_now(&mut buffer, offset);
         if done == length {
             return Pending::ready(Ok(buffer.into()));
+        }
+        if let Some(ring) = ring {
+            return ring.read(Aligned { bytes: buffer, start: 0, length }, done, offset);
         }
         self.spawn(move |inner| {
             read_exact(&inner.file, &mut buffer[done..], offset + done as u64)?;
@@ -225,17 +263,20 @@ impl Disk for FileDisk {
         if done == data.len() && !fua {
             return Pending::ready(Ok(()));
         }
-        self.spawn(move |inner| match inner.direct {
-            Some(alignment) if !(data.as_ptr() as usize).is_multiple_of(alignment) => {
-                let aligned = Aligned::copy_of(&data, alignment);
-                write_all(&inner.file, aligned.as_slice(), offset, fua)
-            }
-            _ => write_all(&inner.file, &data[done..], offset + done as u64, fua),
+        if let (Some(alignment), Some(ring)) = (self.inner.direct, self.inner.ring_for(data.len())) {
+            return ring.write(aligned(data, alignment), offset, fua);
+        }
+        self.spawn(move |inner| {
+            let data = aligned(data, inner.direct.unwrap_or(1));
+            write_all(&inner.file, &data[done..], offset + done as u64, fua)
         })
     }
 
     fn flush(&self) -> Pending<()> {
-        self.spawn(Inner::sync)
+        match &self.inner.ring {
+            Some(ring) => ring.sync(),
+            None => self.spawn(Inner::sync),
+        }
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Pending<()> {
@@ -321,6 +362,16 @@ fn write_all(file: &File, mut data: &[u8], mut offset: u64, fua: bool) -> Result
     Ok(())
 }
 
+/// The data itself where it begins at a multiple of `alignment` in memory, or else a copy that does.
+fn aligned(data: Bytes, alignment: usize) -> Bytes {
+    if (data.as_ptr() as usize).is_multiple_of(alignment) {
+        return data;
+    }
+    let mut copy = Aligned::reserved(data.len(), alignment);
+    copy.bytes.extend_from_slice(&data);
+    copy.into_bytes()
+}
+
 /// A buffer that begins at a multiple of some power of two in memory, inside a longer one.
 struct Aligned {
     bytes: Vec<u8>,
@@ -335,10 +386,12 @@ impl Aligned {
         Self { bytes, start, length }
     }
 
-    fn copy_of(data: &[u8], alignment: usize) -> Self {
-        let mut copy = Self::zeroed(data.len(), alignment);
-        copy.as_mut_slice().copy_from_slice(data);
-        copy
+    /// With room for `length` bytes, none of which were written to yet.
+    fn reserved(length: usize, alignment: usize) -> Self {
+        let mut bytes = Vec::with_capacity(length + alignment - 1);
+        let start = (bytes.as_ptr() as usize).next_multiple_of(alignment) - bytes.as_ptr() as usize;
+        bytes.resize(start, 0);
+        Self { bytes, start, length }
     }
 
     fn as_slice(&self) -> &[u8] {

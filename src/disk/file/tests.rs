@@ -1,4 +1,9 @@
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use futures_util::future::join_all;
 
 use super::*;
 use crate::disk::{DiskError, conformance};
@@ -23,6 +28,21 @@ async fn a_buffered_file_is_a_disk() {
 async fn a_direct_file_is_a_disk() {
     let folder = folder();
     conformance::check(Arc::new(FileDisk::open(folder.path().join("disk"), DIRECT).unwrap())).await;
+}
+
+/// As where io_uring is forbidden, by a container's filter for instance.
+fn open_without_ring(path: &Path, options: Options) -> FileDisk {
+    FileDisk::open_with(path, options, |_| Err(io::Errno::PERM.into())).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_without_io_uring_is_a_disk() {
+    let folder = folder();
+    for (name, options) in [("buffered", BUFFERED), ("direct", DIRECT)] {
+        let disk = open_without_ring(&folder.path().join(name), options);
+        assert!(disk.inner.ring.is_none());
+        conformance::check(Arc::new(disk)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,6 +178,157 @@ async fn the_kernels_error_is_passed_on_as_it_is() {
     let abilities = Abilities { read_only: false, ..inner.abilities };
     let disk = FileDisk { inner: Arc::new(Inner { abilities, ..inner }) };
     assert_eq!(disk.write(0, Bytes::from_static(b"x"), false).await, Err(DiskError::Io(Errno(libc::EBADF))));
+}
+
+#[tokio::test]
+async fn errors_are_the_same_through_the_ring_and_without_it() {
+    let folder = folder();
+    let path = folder.path().join("disk");
+    for start in [Ring::start, |_| Err(io::Errno::NOSYS.into())] {
+        let disk = FileDisk::open_with(&path, DIRECT, start).unwrap();
+        disk.write(0, vec![1; 2 * MIB as usize].into(), false).await.unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(MIB).unwrap();
+        assert_eq!(disk.read(2 * MIB, 4096).await, Err(DiskError::Io(Errno::EIO)));
+        assert_eq!(disk.read(MIB - 4096, 8192).await, Err(DiskError::Io(Errno::EIO)));
+        assert_eq!(disk.read(MIB - 4096, 4096).await.unwrap(), vec![1; 4096]);
+        file.set_len(3 * MIB).unwrap();
+        drop(disk);
+
+        let disk = FileDisk::open_with(&path, Options { direct: true, ..READ_ONLY }, start).unwrap();
+        let inner = Arc::into_inner(disk.inner).unwrap();
+        let abilities = Abilities { read_only: false, ..inner.abilities };
+        let disk = FileDisk { inner: Arc::new(Inner { abilities, ..inner }) };
+        let data = Bytes::from(vec![0; 4096]);
+        assert_eq!(disk.write(0, data, true).await, Err(DiskError::Io(Errno(libc::EBADF))));
+    }
+}
+
+/// Whether this kernel lets us have a ring, found out without our own code.
+fn kernel_has_rings() -> bool {
+    io_uring::IoUring::new(8).is_ok()
+}
+
+/// Waits outside of any runtime, where nothing could reach a blocking thread.
+fn wait<T: Unpin>(mut pending: Pending<T>) -> Result<T> {
+    loop {
+        match Pin::new(&mut pending).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => return answer,
+            Poll::Pending => std::thread::yield_now(),
+        }
+    }
+}
+
+#[test]
+fn a_kernel_with_io_uring_serves_direct_io_cache_misses_and_flushes_without_a_runtime() {
+    if !kernel_has_rings() {
+        return;
+    }
+    let folder = folder();
+    let path = folder.path().join("disk");
+    let disk = FileDisk::open(&path, DIRECT).unwrap();
+    // Neither at the start of a block in memory nor at the end of its buffer.
+    let data = Bytes::from((0..300_000).map(|at| (at / 512) as u8).collect::<Vec<_>>());
+    wait(disk.write(4096, data.slice(1..131_073), true)).unwrap();
+    wait(disk.flush()).unwrap();
+    assert_eq!(wait(disk.read(4096, 131_072)).unwrap(), data.slice(1..131_073));
+    drop(disk);
+
+    let disk = FileDisk::open(&path, BUFFERED).unwrap();
+    rustix::fs::fadvise(&disk.inner.file, 0, None, Advice::DontNeed).unwrap();
+    assert_eq!(wait(disk.read(4096 + 77, 131_072 - 77)).unwrap(), data.slice(78..131_073));
+    // Where a part was in the page cache, the rest follows it.
+    let ring = disk.inner.ring.as_ref().unwrap();
+    let buffer = Aligned { bytes: vec![0xEE; 1000], start: 0, length: 1000 };
+    let read = wait(ring.read(buffer, 600, 4096)).unwrap();
+    assert_eq!((&read[..600], &read[600..]), (&[0xEE; 600][..], &data[601..1001]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_operations_at_once_wait_for_each_other_and_all_end() {
+    const COUNT: u64 = 5000;
+    let folder = folder();
+    let disk = FileDisk::open(folder.path().join("disk"), DIRECT).unwrap();
+    let block = u64::from(disk.geometry().block.minimum);
+    let blocks = disk.geometry().size / block;
+    let fill = |number: u64| number.wrapping_mul(0x9E37_79B9) as u8;
+    let data = |number| Bytes::from(vec![fill(number); block as usize]);
+    let first = COUNT.min(blocks);
+    for answer in join_all((0..first).map(|number| disk.write(number * block, data(number), false))).await {
+        answer.unwrap();
+    }
+    let reads = (0..COUNT).map(|number| disk.read(number % first * block, block as u32));
+    for (number, answer) in join_all(reads.collect::<Vec<_>>()).await.into_iter().enumerate() {
+        assert_eq!(answer.unwrap(), data(number as u64 % first), "block {number}");
+    }
+}
+
+#[test]
+fn what_was_begun_is_done_when_the_disk_is_dropped_whoever_waits_for_it() {
+    if !kernel_has_rings() {
+        return;
+    }
+    const COUNT: usize = 1000;
+    let folder = folder();
+    let path = folder.path().join("disk");
+    let disk = FileDisk::open(&path, DIRECT).unwrap();
+    let block = disk.geometry().block.minimum as usize;
+    let data = |number: usize| Bytes::from(vec![number as u8 | 1; block]);
+    let begun: Vec<_> = (0..COUNT)
+        .filter_map(|number| {
+            let write = disk.write((number * block) as u64, data(number), false);
+            // Neither polled nor waited for, every other one.
+            (number % 2 == 0).then_some(write)
+        })
+        .collect();
+    // The memory of a read that nobody waits for is the kernel's until it is done.
+    drop((0..COUNT).map(|number| disk.read((number * block) as u64, block as u32)).collect::<Vec<_>>());
+    drop(disk);
+    for mut write in begun {
+        let answer = Pin::new(&mut write).poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(answer, Poll::Ready(Ok(())));
+    }
+    let file = File::open(&path).unwrap();
+    for number in 0..COUNT {
+        let mut found = vec![0; block];
+        file.read_exact_at(&mut found, (number * block) as u64).unwrap();
+        assert_eq!(found, data(number), "block {number}");
+    }
+}
+
+#[test]
+fn a_disk_in_use_by_several_runtimes_outlives_each_of_them() {
+    let folder = folder();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let disk = first.block_on(async { FileDisk::open(folder.path().join("disk"), DIRECT).unwrap() });
+    let write = |number: u8| disk.write(u64::from(number) * 4096, vec![number; 4096].into(), false);
+    // Begun in the one, which then ends, and waited for in the other.
+    let begun = first.block_on(async { (1..100).map(write).collect::<Vec<_>>() });
+    let second = runtime();
+    if kernel_has_rings() {
+        drop(first);
+    }
+    second.block_on(async {
+        assert!(join_all(begun).await.iter().all(Result::is_ok));
+        for number in 1..100 {
+            assert_eq!(disk.read(u64::from(number) * 4096, 4096).await.unwrap(), vec![number; 4096]);
+        }
+    });
+}
+
+#[tokio::test]
+async fn the_lock_is_held_without_io_uring_too_and_gone_with_the_disk() {
+    let folder = folder();
+    let path = folder.path().join("disk");
+    let without = open_without_ring(&path, DIRECT);
+    assert!(matches!(FileDisk::open(&path, DIRECT), Err(OpenError::Locked { .. })));
+    drop(without);
+    for _ in 0..50 {
+        let disk = FileDisk::open(&path, DIRECT).unwrap();
+        disk.write(0, vec![1; 4096].into(), true).await.unwrap();
+        disk.flush().await.unwrap();
+    }
 }
 
 /// A loop device over a file, for as long as it lives.

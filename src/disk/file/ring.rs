@@ -1,0 +1,391 @@
+//! Reads, writes and syncs of one file through an io_uring, many at a time by one thread.
+//!
+//! The thread alone touches the ring. It takes what was begun meanwhile, hands all of it to the kernel and waits for
+//! the next completion with one system call, and answers all that completed. Whoever begins an operation puts it
+//! into a queue and rings a bell only if the thread sleeps, so that what is begun in one go costs one submission. No
+//! runtime is needed to begin an operation, nor to wait for one.
+//!
+//! Owns: what is queued and what is in flight, with its buffers. Errors of the kernel are passed on as they are.
+//! Crash: as of the file itself.
+//!
+//! What keeps this sound and alive:
+//! - Memory that the kernel was told of is owned by a slot, from before its submission until after its completion was
+//!   reaped. A slot knows nothing of whether anyone still waits for the answer.
+//! - A slot has at most one entry in the ring, the bell has one, and the ring has an entry for each of them. So there
+//!   is always room to submit, and completions, for which the kernel has at least as much room, never overflow.
+//! - The thread ends when nothing is queued or in flight, and [`Ring`] waits for that when it is dropped. If the
+//!   thread panics, it waits for what is in flight before it lets go of the buffers.
+//! - While anything may still be begun, the bell is armed whenever the thread waits, so it wakes for what is queued as
+//!   well as for what completes.
+
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bytes::Bytes;
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::oneshot;
+
+use super::Aligned;
+use crate::disk::{DiskError, Errno, Pending, Result};
+
+/// What is in flight at once, with the bell; more than any disk works on, and more waits in the queue.
+const ENTRIES: u32 = 256;
+/// The kernel's own threads for what it cannot begin without waiting: syncs, and writes that allocate blocks. As many
+/// as a client keeps under way, for the kernel's own choice is some per processor.
+const WORKERS_MAX: u32 = 64;
+/// Until the kernel is asked again when it had no memory for what was submitted.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Names the bell where others name their slots.
+const BELL: u64 = u64::MAX;
+
+pub(super) struct Ring {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    file: Arc<File>,
+    /// An eventfd. It blocks: of one that does not, the kernel would not wait for a ring.
+    bell: OwnedFd,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    operations: VecDeque<Operation>,
+    /// The thread took all there was, and hears of more only by the bell.
+    asleep: bool,
+    /// Nothing is begun any more.
+    closing: bool,
+    /// The thread is gone, or about to: nobody would take anything.
+    closed: bool,
+}
+
+impl Ring {
+    /// Fails where the kernel has no io_uring, or not for us.
+    pub fn start(file: Arc<File>) -> io::Result<Self> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let shared = Arc::new(Shared { file, bell, queue: Mutex::default() });
+        let (tell, told) = mpsc::sync_channel(1);
+        let of_thread = shared.clone();
+        // The ring is set up by the only thread that it will ever serve, which lets the kernel do less.
+        let thread = thread::Builder::new().name("umbra-ring".into()).spawn(move || match Driver::new(of_thread) {
+            Ok(driver) => {
+                let _ = tell.send(Ok(()));
+                driver.run();
+            }
+            Err(error) => {
+                let _ = tell.send(Err(error));
+            }
+        })?;
+        if let Err(error) = told.recv().unwrap_or(Err(io::ErrorKind::BrokenPipe.into())) {
+            let _ = thread.join();
+            return Err(error);
+        }
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Fills the rest of `buffer`, of which `done` bytes are there. It need not have been written to before.
+    pub fn read(&self, buffer: Aligned, done: usize, offset: u64) -> Pending<Bytes> {
+        let (answer, answered) = oneshot::channel();
+        self.begin(Operation { work: Work::Read { buffer, answer }, offset, done, refused: false }, answered)
+    }
+
+    /// With `fua`, each piece that the kernel takes is durable before the next one begins.
+    pub fn write(&self, data: Bytes, offset: u64, fua: bool) -> Pending<()> {
+        let (answer, answered) = oneshot::channel();
+        self.begin(Operation { work: Work::Write { data, fua, answer }, offset, done: 0, refused: false }, answered)
+    }
+
+    pub fn sync(&self) -> Pending<()> {
+        let (answer, answered) = oneshot::channel();
+        self.begin(Operation { work: Work::Sync { answer }, offset: 0, done: 0, refused: false }, answered)
+    }
+
+    fn begin<T: Send + 'static>(&self, operation: Operation, answered: oneshot::Receiver<Result<T>>) -> Pending<T> {
+        let mut queue = self.shared.queue.lock();
+        if !queue.closed {
+            queue.operations.push_back(operation);
+            let asleep = mem::take(&mut queue.asleep);
+            drop(queue);
+            if asleep {
+                self.shared.ring_bell();
+            }
+        }
+        // No answer comes only from a thread that died.
+        Pending::later(async move { answered.await.unwrap_or(Err(DiskError::Lost)) })
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.shared.queue.lock().closing = true;
+        self.shared.ring_bell();
+        let Some(thread) = self.thread.take() else { return };
+        // A waker that it wakes may hold the last of the disk.
+        if thread.thread().id() != thread::current().id() {
+            let _ = thread.join();
+        }
+        // The kernel's threads may hold the file for a moment longer, and with it a lock.
+        let _ = flock(&*self.shared.file, FlockOperation::Unlock);
+    }
+}
+
+impl Shared {
+    fn ring_bell(&self) {
+        // Only a bell that was rung 2⁶⁴ times and never heard would refuse.
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.bell, &1u64.to_ne_bytes()));
+    }
+}
+
+/// One that was begun and not yet answered.
+struct Operation {
+    work: Work,
+    offset: u64,
+    /// Bytes that were read or written so far.
+    done: usize,
+    /// The kernel would not do it without waiting, so it is told to wait.
+    refused: bool,
+}
+
+enum Work {
+    Read { buffer: Aligned, answer: oneshot::Sender<Result<Bytes>> },
+    Write { data: Bytes, fua: bool, answer: oneshot::Sender<Result<()>> },
+    Sync { answer: oneshot::Sender<Result<()>> },
+}
+
+impl Operation {
+    /// What the kernel is asked for: all that is left to do.
+    fn entry(&mut self, file: RawFd) -> squeue::Entry {
+        let (file, done, offset) = (types::Fd(file), self.done, self.offset + self.done as u64);
+        let entry = match &mut self.work {
+            Work::Read { buffer, .. } => {
+                let to = buffer.bytes.as_mut_ptr().wrapping_add(buffer.start + done);
+                opcode::Read::new(file, to, (buffer.length - done) as u32).offset(offset).build()
+            }
+            Work::Write { data, fua, .. } => {
+                let flags = if *fua { libc::RWF_DSYNC } else { 0 };
+                let rest = &data[done..];
+                opcode::Write::new(file, rest.as_ptr(), rest.len() as u32).offset(offset).rw_flags(flags).build()
+            }
+            Work::Sync { .. } => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+        };
+        if self.refused { entry.flags(squeue::Flags::ASYNC) } else { entry }
+    }
+
+    /// Takes what the kernel answered: how it ended, or nothing where it has to go on.
+    fn advance(&mut self, answer: i32) -> Option<Result<()>> {
+        if answer < 0 {
+            // Nobody cancels but the kernel, when it ends the threads that work for another.
+            if matches!(-answer, libc::EINTR | libc::EAGAIN | libc::ECANCELED) {
+                self.refused = true;
+                return None;
+            }
+            return Some(Err(DiskError::Io(Errno(-answer))));
+        }
+        let length = match &self.work {
+            Work::Read { buffer, .. } => buffer.length,
+            Work::Write { data, .. } => data.len(),
+            Work::Sync { .. } => return Some(Ok(())),
+        };
+        if answer == 0 {
+            return Some(Err(DiskError::Io(Errno::EIO)));
+        }
+        self.done += answer as usize;
+        (self.done >= length).then_some(Ok(()))
+    }
+
+    fn finish(self, outcome: Result<()>) {
+        // Who does not wait any more gets no answer.
+        match self.work {
+            Work::Read { mut buffer, answer } => {
+                let _ = answer.send(outcome.map(|()| {
+                    let end = buffer.start + buffer.length;
+                    assert!(self.done == buffer.length && end <= buffer.bytes.capacity());
+                    // SAFETY: `end` is inside the capacity. What is before `start` was written when the buffer was
+                    // made, and from there on the kernel wrote `done` bytes, without a gap, before it said so.
+                    unsafe { buffer.bytes.set_len(end) };
+                    buffer.into_bytes()
+                }));
+            }
+            Work::Write { answer, .. } | Work::Sync { answer } => {
+                let _ = answer.send(outcome);
+            }
+        }
+    }
+}
+
+/// The thread's own.
+struct Driver {
+    shared: Arc<Shared>,
+    flight: Flight,
+    /// Completions under reaping: the slot's number, and what the kernel answered.
+    reaped: Vec<(u64, i32)>,
+}
+
+struct Flight {
+    ring: IoUring,
+    slots: Vec<Option<Operation>>,
+    free: Vec<usize>,
+    armed: bool,
+    /// What the kernel reads from the bell. Nobody else looks at it.
+    rung: Box<UnsafeCell<u64>>,
+}
+
+impl Driver {
+    fn new(shared: Arc<Shared>) -> io::Result<Self> {
+        // Both save the kernel interrupting us: Linux 6.1.
+        let newer = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(ENTRIES);
+        let ring = match newer {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
+            ring => ring?,
+        };
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        if ![opcode::Read::CODE, opcode::Write::CODE, opcode::Fsync::CODE].iter().all(|code| probe.is_supported(*code))
+        {
+            return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+        }
+        // Before Linux 5.15, there are as many as the kernel chooses.
+        let _ = ring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
+        let count = ENTRIES as usize - 1;
+        let flight = Flight {
+            ring,
+            slots: (0..count).map(|_| None).collect(),
+            free: (0..count).rev().collect(),
+            armed: false,
+            rung: Box::default(),
+        };
+        Ok(Self { shared, flight, reaped: Vec::with_capacity(ENTRIES as usize) })
+    }
+
+    fn run(mut self) {
+        loop {
+            let closing = self.take();
+            if closing && self.flight.is_empty() {
+                return;
+            }
+            self.flight.submit_and_wait();
+            self.reaped.extend(self.flight.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+            for (slot, answer) in self.reaped.drain(..) {
+                self.flight.complete(slot, answer, self.shared.file.as_raw_fd());
+            }
+        }
+    }
+
+    /// Moves what is queued into flight, as much as there is room for, and tells whether no more is to come.
+    fn take(&mut self) -> bool {
+        let mut queue = self.shared.queue.lock();
+        while let Some(slot) = self.flight.free.pop() {
+            let Some(operation) = queue.operations.pop_front() else {
+                self.flight.free.push(slot);
+                break;
+            };
+            self.flight.put(slot, operation, self.shared.file.as_raw_fd());
+        }
+        // If anything is left, a completion makes room for it, and the bell need not.
+        queue.asleep = queue.operations.is_empty();
+        // Once no more is to come, nobody would ring again, and what is left ends without it.
+        let (closing, last) = (queue.closing, queue.operations.is_empty());
+        drop(queue);
+        if !self.flight.armed && !closing {
+            self.flight.arm(self.shared.bell.as_raw_fd());
+        }
+        closing && last
+    }
+}
+
+impl Drop for Driver {
+    /// Finds something in flight only in a panic.
+    fn drop(&mut self) {
+        let mut queue = self.shared.queue.lock();
+        queue.closed = true;
+        let queued = mem::take(&mut queue.operations);
+        drop(queue);
+        drop(queued);
+        if self.flight.armed {
+            self.shared.ring_bell();
+        }
+        while !self.flight.is_empty() {
+            self.flight.submit_and_wait();
+            let completed: Vec<u64> = self.flight.ring.completion().map(|entry| entry.user_data()).collect();
+            for slot in completed {
+                drop(self.flight.remove(slot));
+            }
+        }
+    }
+}
+
+impl Flight {
+    /// The kernel owns no memory of ours.
+    fn is_empty(&self) -> bool {
+        !self.armed && self.free.len() == self.slots.len()
+    }
+
+    fn put(&mut self, slot: usize, mut operation: Operation, file: RawFd) {
+        let entry = operation.entry(file).user_data(slot as u64);
+        // Heap memory, which stays where it is when the operation moves.
+        self.slots[slot] = Some(operation);
+        self.push(&entry);
+    }
+
+    fn arm(&mut self, bell: RawFd) {
+        let to = self.rung.get().cast::<u8>();
+        self.armed = true;
+        self.push(&opcode::Read::new(types::Fd(bell), to, size_of::<u64>() as u32).build().user_data(BELL));
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: the entry points into memory that its slot (or `rung`) owns, which is given up only when the entry's
+        // completion was reaped; so does `Driver::drop`. The file and the bell are kept open by `Shared`.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        pushed.expect("there is an entry for each slot and the bell");
+    }
+
+    /// Returns when something completed, or when it is to be called again.
+    fn submit_and_wait(&mut self) {
+        match self.ring.submit_and_wait(1) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                // What a ring that was set up refuses, it refuses for want of memory. What was not taken stays there.
+                tracing::debug!(%error, "io_uring refused a submission for now");
+                thread::sleep(PAUSE);
+            }
+            _ => {}
+        }
+    }
+
+    fn complete(&mut self, slot: u64, answer: i32, file: RawFd) {
+        let Some(mut operation) = self.remove(slot) else { return };
+        match operation.advance(answer) {
+            Some(outcome) => operation.finish(outcome),
+            None => {
+                // The same slot again: nothing else could have taken it yet.
+                if let Some(slot) = self.free.pop() {
+                    self.put(slot, operation, file);
+                }
+            }
+        }
+    }
+
+    /// What was in a slot whose completion was reaped.
+    fn remove(&mut self, slot: u64) -> Option<Operation> {
+        if slot == BELL {
+            self.armed = false;
+            return None;
+        }
+        let slot = slot as usize;
+        let operation = self.slots.get_mut(slot)?.take()?;
+        self.free.push(slot);
+        Some(operation)
+    }
+}
