@@ -159,6 +159,10 @@ impl Devices {
         self.marks.rests();
         let (records, hot) = (start.replay.descriptors.len(), start.hot.len());
         note!(self.ground, "gateway: boots with {records} records and {hot} hot regions, {:?}", start.facts);
+        if start.unclean {
+            // As the daemon: a flush may have failed while nobody was left to hear of it.
+            self.store.forget();
+        }
         let settings = volume::Settings {
             sync_log: self.settings.sync_log,
             pace: Pace {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::random::seeded;
 
 /// Calls that are remembered of a world that is replayed, up to the first broken promise.
-const TAIL: usize = 800;
+const TAIL: usize = 50_000;
 
 /// A number below `end`.
 pub fn below(end: u64) -> u64 {

@@ -250,6 +250,11 @@ impl Store {
         self.broken.notify_waiters();
     }
 
+    /// Reads show what is on the medium from now on.
+    pub fn forget(&self) {
+        self.with(|state| state.forget(&self.ground));
+    }
+
     /// The gateway is gone; the kernel finishes what it has, or does not.
     pub fn abandoned(&self) {
         self.with(|state| {
