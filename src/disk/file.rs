@@ -16,8 +16,9 @@ mod open;
 mod ring;
 
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::num::NonZeroU64;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use rustix::fs::{Advice, SeekFrom, fadvise, fdatasync, seek};
-use rustix::io::{self, ReadWriteFlags, preadv2, pwritev2, retry_on_intr};
+use rustix::io::{self, ReadWriteFlags, pwritev2, retry_on_intr};
 
 use self::erase::{Eraser, Latch};
 pub use self::open::{OpenError, Options};
@@ -150,21 +151,17 @@ impl Inner {
         self.ring.as_ref().filter(|_| (1..=INLINE_MAX).contains(&length))
     }
 
-    /// How many bytes could be read without waiting.
-    fn read_now(&self, buffer: &mut [u8], offset: u64) -> usize {
-        if buffer.len() > INLINE_MAX {
-            return 0;
+    /// Reads into an empty buffer what can be read without waiting.
+    fn read_now(&self, buffer: &mut Vec<u8>, length: usize, offset: u64) {
+        if length > INLINE_MAX {
+            return;
         }
+        // An error is left to the attempt that waits.
         if self.in_memory {
-            let result = read_exact(&self.file, buffer, offset);
-            return if result.is_ok() { buffer.len() } else { 0 };
+            let _ = read_to(&self.file, buffer, length, offset);
+        } else {
+            let _: io::Result<bool> = self.read_nowait.attempt(|| read_cached(&self.file, buffer, length, offset));
         }
-        let mut read = 0;
-        let _: io::Result<bool> = self.read_nowait.attempt(|| {
-            read = preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT)?;
-            Ok(())
-        });
-        read
     }
 
     /// How many bytes could be written without waiting. An error is left to the attempt that waits.
@@ -236,21 +233,23 @@ impl Disk for FileDisk {
                 return ring.read(Aligned::reserved(length, alignment), 0, offset);
             }
             return self.spawn(move |inner| {
-                let mut buffer = Aligned::zeroed(length, alignment);
-                read_exact(&inner.file, buffer.as_mut_slice(), offset)?;
-                Ok(buffer.into_bytes())
+                let Aligned { mut bytes, start, .. } = Aligned::reserved(length, alignment);
+                read_to(&inner.file, &mut bytes, start + length, offset)?;
+                Ok(Bytes::from(bytes).slice(start..))
             });
         }
-        let mut buffer = vec![0; length];
-        let done = self.inner.read_now(&mut buffer, offset);
-        if done == length {
+        let mut buffer = Vec::with_capacity(length);
+        self.inner.read_now(&mut buffer, length, offset);
+        if buffer.len() == length {
             return Pending::ready(Ok(buffer.into()));
         }
         if let Some(ring) = ring {
+            let done = buffer.len();
             return ring.read(Aligned { bytes: buffer, start: 0, length }, done, offset);
         }
         self.spawn(move |inner| {
-            read_exact(&inner.file, &mut buffer[done..], offset + done as u64)?;
+            let rest_at = offset + buffer.len() as u64;
+            read_to(&inner.file, &mut buffer, length, rest_at)?;
             Ok(buffer.into())
         })
     }
@@ -334,16 +333,34 @@ impl Disk for FileDisk {
     }
 }
 
-/// Reads until the buffer is full. The end of the file before that means that somebody cut it off under us: `EIO`.
-fn read_exact(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !buffer.is_empty() {
-        let read = retry_on_intr(|| io::pread(file, &mut *buffer, offset))?;
+/// Appends what stands from `offset` on until the buffer holds `end` bytes, for which it has room. The end of the file
+/// before that means that somebody cut it off under us: `EIO`.
+fn read_to(file: &File, buffer: &mut Vec<u8>, end: usize, mut offset: u64) -> io::Result<()> {
+    while buffer.len() < end {
+        let there = buffer.len();
+        let room = &mut buffer.spare_capacity_mut()[..end - there];
+        let read = retry_on_intr(|| io::pread(file, &mut *room, offset).map(|(read, _)| read.len()))?;
         if read == 0 {
             return Err(io::Errno::IO);
         }
-        buffer = &mut buffer[read..];
+        // SAFETY: so many bytes of the room behind those that are there were written just now.
+        unsafe { buffer.set_len(there + read) };
         offset += read as u64;
     }
+    Ok(())
+}
+
+/// Appends what the page cache has of the next `length` bytes, for which the buffer has room.
+fn read_cached(file: &File, buffer: &mut Vec<u8>, length: usize, offset: u64) -> io::Result<()> {
+    let room = &mut buffer.spare_capacity_mut()[..length];
+    let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    // SAFETY: the kernel writes into `room` alone, and is done when it returns.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &slice, 1, offset as i64, libc::RWF_NOWAIT) };
+    let Ok(read) = usize::try_from(read) else {
+        return Err(io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(io::Errno::IO));
+    };
+    // SAFETY: so many bytes of the room behind those that are there were written just now.
+    unsafe { buffer.set_len(buffer.len() + read) };
     Ok(())
 }
 
@@ -396,10 +413,6 @@ impl Aligned {
 
     fn as_slice(&self) -> &[u8] {
         &self.bytes[self.start..self.start + self.length]
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.length]
     }
 
     fn into_bytes(self) -> Bytes {
