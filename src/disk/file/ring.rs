@@ -13,8 +13,8 @@
 //!   reaped. A slot knows nothing of whether anyone still waits for the answer.
 //! - A slot has at most one entry in the ring, the bell has one, and the ring has an entry for each of them. So there
 //!   is always room to submit, and completions, for which the kernel has at least as much room, never overflow.
-//! - The thread ends when nothing is queued or in flight, and [`Ring`] waits for that when it is dropped. If the
-//!   thread panics, it waits for what is in flight before it lets go of the buffers.
+//! - The thread ends when nothing is queued or in flight, and gives up the file's lock then. Whoever drops the [`Ring`]
+//!   waits for that, for a while. If the thread panics, it waits for what is in flight before it lets go of the buffers.
 //! - While anything may still be begun, the bell is armed whenever the thread waits, so it wakes for what is queued as
 //!   well as for what completes.
 
@@ -24,7 +24,8 @@ use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -45,12 +46,16 @@ const ENTRIES: u32 = 256;
 const WORKERS_MAX: u32 = 64;
 /// Until the kernel is asked again when it had no memory for what was submitted.
 const PAUSE: Duration = Duration::from_millis(1);
+/// How long whoever drops a disk waits for what is in flight.
+const LEAVE_MAX: Duration = Duration::from_secs(1);
 /// Names the bell where others name their slots.
 const BELL: u64 = u64::MAX;
 
 pub(super) struct Ring {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Hangs up when the thread is through.
+    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 struct Shared {
@@ -78,11 +83,13 @@ impl Ring {
         let shared = Arc::new(Shared { file, bell, queue: Mutex::default() });
         let (tell, told) = mpsc::sync_channel(1);
         let of_thread = shared.clone();
+        let (ends, ended) = mpsc::channel();
         // The ring is set up by the only thread that it will ever serve, which lets the kernel do less.
         let thread = thread::Builder::new().name("umbra-ring".into()).spawn(move || match Driver::new(of_thread) {
             Ok(driver) => {
                 let _ = tell.send(Ok(()));
                 driver.run();
+                drop(ends);
             }
             Err(error) => {
                 let _ = tell.send(Err(error));
@@ -92,7 +99,7 @@ impl Ring {
             let _ = thread.join();
             return Err(error);
         }
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread), ended: Mutex::new(ended) })
     }
 
     /// Fills the rest of `buffer`, of which `done` bytes are there. It need not have been written to before.
@@ -132,12 +139,11 @@ impl Drop for Ring {
         self.shared.queue.lock().closing = true;
         self.shared.ring_bell();
         let Some(thread) = self.thread.take() else { return };
-        // A waker that it wakes may hold the last of the disk.
-        if thread.thread().id() != thread::current().id() {
+        // A waker that it wakes may hold the last of the disk; and a disk that hangs holds up nobody but the thread.
+        let own = thread.thread().id() == thread::current().id();
+        if !own && self.ended.get_mut().recv_timeout(LEAVE_MAX) != Err(RecvTimeoutError::Timeout) {
             let _ = thread.join();
         }
-        // The kernel's threads may hold the file for a moment longer, and with it a lock.
-        let _ = flock(&*self.shared.file, FlockOperation::Unlock);
     }
 }
 
@@ -186,12 +192,15 @@ impl Operation {
     /// Takes what the kernel answered: how it ended, or nothing where it has to go on.
     fn advance(&mut self, answer: i32) -> Option<Result<()>> {
         if answer < 0 {
-            // Nobody cancels but the kernel, when it ends the threads that work for another.
-            if matches!(-answer, libc::EINTR | libc::EAGAIN | libc::ECANCELED) {
-                self.refused = true;
-                return None;
-            }
-            return Some(Err(DiskError::Io(Errno(-answer))));
+            // Nobody cancels but the kernel, when it ends the threads that work for another. Said a second time, it is
+            // the disk's own answer.
+            let again = match -answer {
+                libc::EINTR => true,
+                libc::EAGAIN | libc::ECANCELED => !self.refused,
+                _ => false,
+            };
+            self.refused |= again;
+            return (!again).then_some(Err(DiskError::Io(Errno(-answer))));
         }
         let length = match &self.work {
             Work::Read { buffer, .. } => buffer.length,
@@ -230,7 +239,7 @@ struct Driver {
     shared: Arc<Shared>,
     flight: Flight,
     /// Completions under reaping: the slot's number, and what the kernel answered.
-    reaped: Vec<(u64, i32)>,
+    reaped: VecDeque<(u64, i32)>,
 }
 
 struct Flight {
@@ -266,7 +275,7 @@ impl Driver {
             armed: false,
             rung: Box::default(),
         };
-        Ok(Self { shared, flight, reaped: Vec::with_capacity(ENTRIES as usize) })
+        Ok(Self { shared, flight, reaped: VecDeque::with_capacity(ENTRIES as usize) })
     }
 
     fn run(mut self) {
@@ -277,7 +286,7 @@ impl Driver {
             }
             self.flight.submit_and_wait();
             self.reaped.extend(self.flight.ring.completion().map(|entry| (entry.user_data(), entry.result())));
-            for (slot, answer) in self.reaped.drain(..) {
+            while let Some((slot, answer)) = self.reaped.pop_front() {
                 self.flight.complete(slot, answer, self.shared.file.as_raw_fd());
             }
         }
@@ -306,13 +315,16 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// Finds something in flight only in a panic.
+    /// Finds something in flight only in a panic. The file's lock is held as long as anything may change it.
     fn drop(&mut self) {
         let mut queue = self.shared.queue.lock();
         queue.closed = true;
         let queued = mem::take(&mut queue.operations);
         drop(queue);
         drop(queued);
+        for (slot, _) in mem::take(&mut self.reaped) {
+            drop(self.flight.remove(slot));
+        }
         if self.flight.armed {
             self.shared.ring_bell();
         }
@@ -323,6 +335,8 @@ impl Drop for Driver {
                 drop(self.flight.remove(slot));
             }
         }
+        // The kernel's threads may hold the file for a moment longer, and with it the lock.
+        let _ = flock(&*self.shared.file, FlockOperation::Unlock);
     }
 }
 
@@ -387,5 +401,22 @@ impl Flight {
         let operation = self.slots.get_mut(slot)?.take()?;
         self.free.push(slot);
         Some(operation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_asked_again_once_and_an_interruption_as_often_as_it_comes() {
+        for errno in [libc::EAGAIN, libc::ECANCELED] {
+            let (answer, _) = oneshot::channel();
+            let mut sync = Operation { work: Work::Sync { answer }, offset: 0, done: 0, refused: false };
+            assert_eq!(sync.advance(-errno), None);
+            assert!(sync.refused);
+            assert_eq!(sync.advance(-libc::EINTR), None);
+            assert_eq!(sync.advance(-errno), Some(Err(DiskError::Io(Errno(errno)))), "the disk itself says so");
+        }
     }
 }

@@ -52,8 +52,12 @@ pub(super) struct Load {
 
 impl Load {
     pub fn new(of: &Arc<AtomicU64>, job: &Job) -> Self {
-        let payload = if matches!(job.command, command::READ | command::WRITE) { job.length } else { 0 };
-        let weight = JOB_COST + u64::from(payload);
+        let weight = match job.command {
+            command::READ | command::WRITE => JOB_COST + u64::from(job.length),
+            command::BLOCK_STATUS => JOB_COST,
+            // They may take long, and what comes behind them on a connection may wait for them.
+            _ => super::SPREAD_ABOVE,
+        };
         of.fetch_add(weight, Ordering::Relaxed);
         Self { of: of.clone(), weight }
     }

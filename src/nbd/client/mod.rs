@@ -105,7 +105,7 @@ enum Phase {
 /// A connection, and what is under way on it.
 struct Way {
     jobs: mpsc::UnboundedSender<Job>,
-    /// Bytes of payload, with a bit for each job.
+    /// Bytes of payload, or as many as a job without one is worth.
     load: Arc<AtomicU64>,
 }
 
