@@ -201,7 +201,6 @@ const LEAVE_MAX: Duration = Duration::from_millis(500);
 /// Runs a command to its end.
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .thread_name("umbra")
         .enable_all()
         .build()
         .map_err(|error| Failure::new("start", "the runtime").because(&error))?;

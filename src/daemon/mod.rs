@@ -4,7 +4,6 @@
 //! only after that: a client never waits for it. Order of a stop: clients, what is left to publish, the stores'
 //! flush, the clean marks.
 
-mod background;
 pub mod check;
 pub mod notify;
 mod scrubs;
@@ -42,7 +41,6 @@ use crate::volume::boot::{self, Found};
 use crate::volume::{self, MarksFail, Sequences, Volume};
 use crate::{marks, task, writelog};
 
-use background::Background;
 use state::{Clean, StateError, StateFolder, VolumeState};
 use stores::StoreError;
 
@@ -92,8 +90,6 @@ pub enum StartError {
     Listen(#[from] BindError),
     #[error("offer the status")]
     Status(#[from] StatusError),
-    #[error("start the threads that upload")]
-    Threads(#[source] std::io::Error),
 }
 
 /// Something is not in the remote that should be: the gateway has stopped, but not cleanly.
@@ -116,8 +112,7 @@ pub struct Gateway {
     stop_publishing: watch::Sender<bool>,
     comparers: Vec<Comparer>,
     /// Tasks that need no end of their own.
-    errands: JoinSet<()>,
-    background: Background,
+    background: JoinSet<()>,
 }
 
 struct Running {
@@ -242,7 +237,6 @@ impl Gateway {
         let server = Server::bind(&addresses, exports).await?;
         let status_socket = status::listen(state.path())?;
         let bound = server.addresses();
-        let background = Background::start().map_err(StartError::Threads)?;
         let mut volumes = Vec::with_capacity(starting.len());
         for (mut running, publisher) in starting {
             // Gone before the first write, and not before all is ready for it.
@@ -250,7 +244,7 @@ impl Gateway {
             state.change_volume(&running.name, |kept| {
                 (kept.clean, kept.store, kept.stuck) = (None, store, running.volume.stuck());
             })?;
-            running.publisher = Some(background.handle().spawn(publisher));
+            running.publisher = Some(tokio::spawn(publisher));
             volumes.push(running);
         }
         let exports = volumes
@@ -260,21 +254,20 @@ impl Gateway {
         let (stop_server, stopped) = watch::channel(false);
         let server = tokio::spawn(server.run(stopped));
         let watched: Arc<[Watched]> = watched.into();
-        let mut errands = JoinSet::new();
+        let mut background = JoinSet::new();
         let of_status = watched.clone();
         let comparers: Vec<Comparer> = watched.iter().map(|watched| watched.comparer.clone()).collect();
         let by_name =
             comparers.iter().map(|comparer| (comparer.volume().name().to_owned(), comparer.clone())).collect();
         let desk = Desk { status: Box::new(move || status_of(&of_status)), comparers: by_name };
-        errands.spawn_on(admin::answer(status_socket, Arc::new(desk)), background.handle());
+        background.spawn(admin::answer(status_socket, Arc::new(desk)));
         if let Some(period) = config.snapshot.scrub {
             for comparer in &comparers {
-                let scrub = scrubs::schedule(&state, comparer, period, &clock).run(comparer.clone());
-                errands.spawn_on(scrub, background.handle());
+                background.spawn(scrubs::schedule(&state, comparer, period, &clock).run(comparer.clone()));
             }
         }
-        errands.spawn(keep_house(state.clone(), sequences, watched));
-        Ok(Self { state, volumes, exports, server, stop_server, stop_publishing, comparers, errands, background })
+        background.spawn(keep_house(state.clone(), sequences, watched));
+        Ok(Self { state, volumes, exports, server, stop_server, stop_publishing, comparers, background })
     }
 
     /// Each export with each address it is served at.
@@ -312,8 +305,7 @@ impl Gateway {
                 unfinished.push(running.name);
             }
         }
-        self.errands.shutdown().await;
-        drop(self.background);
+        self.background.shutdown().await;
         if unfinished.is_empty() { Ok(()) } else { Err(Unfinished { volumes: unfinished }) }
     }
 }
