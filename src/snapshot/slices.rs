@@ -1,4 +1,4 @@
-//! Names a cut every second, so that any second of an epoch can be restored.
+//! Names a cut for every second, so that any second of an epoch can be restored.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,8 +11,14 @@ use crate::format::pack::SLICES_MAX;
 use crate::units::{LogIndex, Timestamp};
 use crate::volume::{Cut, Volume};
 
-/// How often a cut is named.
+/// No second passes without a slice, unless a change stays in flight for longer than [`NOTE_EVERY`].
 pub const SLICE_EVERY: Duration = Duration::from_secs(1);
+/// How often a time is noted: a cut bears the last one by which nothing was admitted that it lacks. Under load that is
+/// now and then the present and mostly the one before, so that this is how far apart slices stray.
+const NOTE_EVERY: Duration = Duration::from_millis(125);
+const NOTES_PER_SECOND: u64 = 8;
+/// Slices are at least so far apart; a note later they are a second.
+const APART: Duration = SLICE_EVERY.saturating_sub(NOTE_EVERY);
 
 /// Times that wait for a cut, at most: one that stands still holds all that follow.
 const WAITING_MAX: usize = 64;
@@ -34,6 +40,8 @@ pub struct Slices {
 #[derive(Default)]
 struct Named {
     cuts: Vec<SliceCut>,
+    /// Of the newest that was kept or taken.
+    newest: Option<Timestamp>,
     times: Times,
 }
 
@@ -74,13 +82,15 @@ impl Slices {
         Self { named: Arc::default(), clock }
     }
 
-    /// Names a cut each [`SLICE_EVERY`], and keeps the volume's other times; runs until it is dropped.
+    /// Keeps a cut for each [`SLICE_EVERY`], and the volume's other times; runs until it is dropped.
     pub async fn run(self, volume: Volume) {
-        let mut ticks = tokio::time::interval(SLICE_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            volume.tick();
+        let mut notes = tokio::time::interval(NOTE_EVERY);
+        notes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        for note in 0_u64.. {
+            notes.tick().await;
+            if note % NOTES_PER_SECOND == 0 {
+                volume.tick();
+            }
             self.keep(self.name(&volume));
         }
     }
@@ -99,12 +109,14 @@ impl Slices {
     }
 
     fn keep(&self, named: SliceCut) {
-        let cuts = &mut self.named.lock().cuts;
-        match cuts.last_mut() {
-            Some(last) if last.cut.index >= named.cut.index => return,
-            Some(last) if last.time >= named.time => last.cut = named.cut,
-            _ => cuts.push(named),
+        let Named { cuts, newest, .. } = &mut *self.named.lock();
+        if newest.is_some_and(|newest| named.time.since(newest) < APART)
+            || cuts.last().is_some_and(|last| last.cut.index >= named.cut.index)
+        {
+            return;
         }
+        *newest = Some(named.time);
+        cuts.push(named);
         if cuts.len() >= SLICES_MAX {
             // An epoch that lasts longer (the remote is away) keeps every second one: its times grow coarse, evenly.
             let mut at = 0;
@@ -119,7 +131,7 @@ impl Slices {
     /// The cuts after `published` that are not after `through`, which comes last: at most [`SLICES_MAX`]. They
     /// are forgotten.
     pub fn take(&self, published: LogIndex, through: SliceCut) -> Vec<SliceCut> {
-        let cuts = &mut self.named.lock().cuts;
+        let Named { cuts, newest, .. } = &mut *self.named.lock();
         let end = cuts.iter().position(|slice| slice.cut.index > through.cut.index).unwrap_or(cuts.len());
         let mut taken: Vec<SliceCut> = cuts.drain(..end).filter(|slice| slice.cut.index > published).collect();
         match taken.last_mut() {
@@ -127,6 +139,7 @@ impl Slices {
             Some(last) if last.time >= through.time => last.cut = through.cut,
             _ => taken.push(through),
         }
+        *newest = cuts.last().or(taken.last()).map(|slice| slice.time);
         taken
     }
 }
@@ -134,6 +147,7 @@ impl Slices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::SplitMix64;
     use crate::units::Sequence;
 
     fn cut(index: u64) -> Cut {
@@ -141,7 +155,7 @@ mod tests {
     }
 
     fn named(index: u64) -> SliceCut {
-        SliceCut { cut: cut(index), time: Timestamp(index) }
+        SliceCut { cut: cut(index), time: Timestamp(1000 * index) }
     }
 
     #[test]
@@ -189,6 +203,30 @@ mod tests {
         slices.keep(at(1, 5));
         slices.keep(at(2, 5));
         assert_eq!(slices.take(LogIndex(0), at(3, 5)), [at(3, 5)]);
+    }
+
+    /// Whether a cut bears the present or the time before changes from one note to the next.
+    #[test]
+    fn no_second_is_without_a_slice_while_cuts_stray_by_a_note() {
+        let note = NOTE_EVERY.as_millis() as u64;
+        for seed in 0..200 {
+            let mut random = SplitMix64(seed);
+            let slices = Slices::new(Clock::from_fn(|| Timestamp(7)));
+            let mut taken = Vec::new();
+            for n in 1..=200 {
+                let cut = SliceCut { time: Timestamp(note * (n - random.below(2))), ..named(n) };
+                slices.keep(cut);
+                if n % 40 == 0 {
+                    taken.extend(slices.take(LogIndex(n - 40), cut));
+                }
+            }
+            for pair in taken.windows(2) {
+                let apart = pair[1].time.since(pair[0].time);
+                assert!(apart <= SLICE_EVERY, "seed {seed}: {apart:?} between {pair:?}");
+            }
+            let most = 25_000 / APART.as_millis() as usize + 5;
+            assert!(taken.len() <= most, "seed {seed}: {} slices in 25 seconds", taken.len());
+        }
     }
 
     /// Between the two a scan may be sealed and writes be answered, which the cut has not.
