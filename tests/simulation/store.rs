@@ -1,7 +1,8 @@
 //! The local store: a disk with a volatile cache, by the rule of dm-log-writes.
 //!
-//! A flush makes durable what had *completed when it was submitted*. A crash of the store leaves of all else any part,
-//! sector by sector. Operations take effect in an order of their own, and each effect is remembered with the sequence
+//! A flush makes durable what had *completed when it was submitted*, and what had taken effect by then of operations
+//! that nobody waits for any more: it stands in the cache like anything else. A crash of the store leaves of all else
+//! any part, sector by sector. Operations take effect in an order of their own, and each effect is remembered with the sequence
 //! that the operation took (the volume takes it in the moment in which it submits the operation), so that the image
 //! after any number of operations can be told: see [`super::image`].
 
@@ -74,6 +75,8 @@ struct Operation {
     after: u64,
     /// Bytes of it that are carried out.
     part: u64,
+    /// Nobody waits for the answer.
+    abandoned: bool,
 }
 
 struct Version {
@@ -226,6 +229,7 @@ impl Store {
             note!(self.ground, "store: connection lost");
             let had: Vec<_> = std::mem::take(&mut state.in_flight).into_iter().collect();
             for ((due, id), mut operation) in had {
+                operation.abandoned = true;
                 let due = match below(4) {
                     0 => continue,
                     1 => now + below(millis),
@@ -237,6 +241,7 @@ impl Store {
                 };
                 state.in_flight.insert((due.min(now + millis), id), operation);
             }
+            state.complete_unanswered(&self.ground);
             state.away_until = Some(now + millis);
         });
         self.broken.notify_waiters();
@@ -336,7 +341,7 @@ impl Store {
             let id = state.next;
             let leaves = kind == Kind::Trim && !self.geometry.abilities.trim_reads_zero && once_in(2);
             let part = if leaves { 0 } else { span.len() };
-            state.in_flight.insert((now, id), Operation { span, data, sequence, after: newest, part });
+            state.in_flight.insert((now, id), Operation { span, data, sequence, after: newest, part, abandoned: false });
             if state.faults.changes > 0 && once_in(2) {
                 state.faults.changes -= 1;
                 let part = below(3) * span.len() / 2;
@@ -432,10 +437,18 @@ impl State {
             operation.part = (below(3) * operation.part / 2) / SECTOR * SECTOR;
             self.carry_out(id, operation, ground);
         }
+        self.complete_unanswered(ground);
+    }
+
+    /// Nobody is told any more what was carried out and not answered.
+    fn complete_unanswered(&mut self, ground: &Ground) {
+        while let Some(&id) = self.effect_of.keys().next() {
+            self.complete(id, false, ground);
+        }
     }
 
     fn carry_out(&mut self, id: u64, operation: Operation, ground: &Ground) {
-        let Operation { span, data, sequence, after, part } = operation;
+        let Operation { span, data, sequence, after, part, abandoned } = operation;
         let change = match data {
             Some(data) => Change::Data(data.slice(..part as usize)),
             None => Change::Zero(part),
@@ -445,6 +458,9 @@ impl State {
         self.changed(change.span(span.start));
         self.effect_of.insert(id, self.effects.len() as u32);
         self.effects.push(Effect { sequence, after, changes: vec![(span.start, change)], completed: None });
+        if abandoned {
+            self.complete(id, false, ground);
+        }
     }
 
     /// These bytes are as the next effect leaves them.
