@@ -7,8 +7,9 @@
 //! longer than a hop to another thread, and buffered writes, which an io_uring would do one after the other, each
 //! with its sync. An operation begins when its method is called.
 //!
-//! Owns: the descriptor and its lock, both until the last operation has ended: dropping the disk waits for what goes
-//! through the ring. Errors of the kernel are passed on as they are.
+//! Owns: the descriptor and its lock, both until the last operation has ended. Dropping the disk waits a second at most
+//! for what goes through the ring; after that the ring's thread keeps the lock. Errors of the kernel are passed on as
+//! they are.
 //! Crash: what was not flushed may be there, in part or not at all, as with any disk.
 
 mod erase;
@@ -146,9 +147,13 @@ impl FileDisk {
 }
 
 impl Inner {
+    fn ring(&self) -> Option<&Ring> {
+        self.ring.as_ref().filter(|ring| ring.is_open())
+    }
+
     /// The ring, if an operation of this length goes through it.
     fn ring_for(&self, length: usize) -> Option<&Ring> {
-        self.ring.as_ref().filter(|_| (1..=INLINE_MAX).contains(&length))
+        self.ring().filter(|_| (1..=INLINE_MAX).contains(&length))
     }
 
     /// Reads into an empty buffer what can be read without waiting.
@@ -272,7 +277,7 @@ impl Disk for FileDisk {
     }
 
     fn flush(&self) -> Pending<()> {
-        match &self.inner.ring {
+        match self.inner.ring() {
             Some(ring) => ring.sync(),
             None => self.spawn(Inner::sync),
         }

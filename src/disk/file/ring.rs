@@ -13,8 +13,10 @@
 //!   reaped. A slot knows nothing of whether anyone still waits for the answer.
 //! - A slot has at most one entry in the ring, the bell has one, and the ring has an entry for each of them. So there
 //!   is always room to submit, and completions, for which the kernel has at least as much room, never overflow.
-//! - The thread ends when nothing is queued or in flight, and gives up the file's lock then. Whoever drops the [`Ring`]
-//!   waits for that, for a while. If the thread panics, it waits for what is in flight before it lets go of the buffers.
+//! - Once the [`Ring`] is dropped, the thread ends when nothing is queued or in flight, and gives up the file's lock
+//!   then. Whoever drops the ring waits for that, for a while.
+//! - If the thread panics, it waits for what is in flight before it lets go of the buffers, and the ring takes nothing
+//!   any more. The lock stays, for others go on with the file.
 //! - While anything may still be begun, the bell is armed whenever the thread waits, so it wakes for what is queued as
 //!   well as for what completes.
 
@@ -25,9 +27,10 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
@@ -44,8 +47,10 @@ const ENTRIES: u32 = 256;
 /// The kernel's own threads for what it cannot begin without waiting: syncs, and writes that allocate blocks. As many
 /// as a client keeps under way, for the kernel's own choice is some per processor.
 const WORKERS_MAX: u32 = 64;
-/// Until the kernel is asked again when it had no memory for what was submitted.
+/// Until the kernel is asked again when it had no memory, or no thread, for what was submitted.
 const PAUSE: Duration = Duration::from_millis(1);
+/// How long the kernel may have no thread for an operation.
+const THREADLESS_MAX: Duration = Duration::from_secs(30);
 /// How long whoever drops a disk waits for what is in flight.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
 /// Names the bell where others name their slots.
@@ -63,6 +68,8 @@ struct Shared {
     /// An eventfd. It blocks: of one that does not, the kernel would not wait for a ring.
     bell: OwnedFd,
     queue: Mutex<Queue>,
+    /// The thread is gone, or about to: nobody would take anything.
+    closed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -72,15 +79,13 @@ struct Queue {
     asleep: bool,
     /// Nothing is begun any more.
     closing: bool,
-    /// The thread is gone, or about to: nobody would take anything.
-    closed: bool,
 }
 
 impl Ring {
     /// Fails where the kernel has no io_uring, or not for us.
     pub fn start(file: Arc<File>) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let shared = Arc::new(Shared { file, bell, queue: Mutex::default() });
+        let shared = Arc::new(Shared { file, bell, queue: Mutex::default(), closed: AtomicBool::new(false) });
         let (tell, told) = mpsc::sync_channel(1);
         let of_thread = shared.clone();
         let (ends, ended) = mpsc::channel();
@@ -102,26 +107,31 @@ impl Ring {
         Ok(Self { shared, thread: Some(thread), ended: Mutex::new(ended) })
     }
 
+    /// Whether it still takes operations; what it was given before and does not do any more is lost.
+    pub fn is_open(&self) -> bool {
+        !self.shared.closed.load(Relaxed)
+    }
+
     /// Fills the rest of `buffer`, of which `done` bytes are there. It need not have been written to before.
     pub fn read(&self, buffer: Aligned, done: usize, offset: u64) -> Pending<Bytes> {
         let (answer, answered) = oneshot::channel();
-        self.begin(Operation { work: Work::Read { buffer, answer }, offset, done, refused: false }, answered)
+        self.begin(Operation { done, ..Operation::new(Work::Read { buffer, answer }, offset) }, answered)
     }
 
     /// With `fua`, each piece that the kernel takes is durable before the next one begins.
     pub fn write(&self, data: Bytes, offset: u64, fua: bool) -> Pending<()> {
         let (answer, answered) = oneshot::channel();
-        self.begin(Operation { work: Work::Write { data, fua, answer }, offset, done: 0, refused: false }, answered)
+        self.begin(Operation::new(Work::Write { data, fua, answer }, offset), answered)
     }
 
     pub fn sync(&self) -> Pending<()> {
         let (answer, answered) = oneshot::channel();
-        self.begin(Operation { work: Work::Sync { answer }, offset: 0, done: 0, refused: false }, answered)
+        self.begin(Operation::new(Work::Sync { answer }, 0), answered)
     }
 
     fn begin<T: Send + 'static>(&self, operation: Operation, answered: oneshot::Receiver<Result<T>>) -> Pending<T> {
         let mut queue = self.shared.queue.lock();
-        if !queue.closed {
+        if self.is_open() {
             queue.operations.push_back(operation);
             let asleep = mem::take(&mut queue.asleep);
             drop(queue);
@@ -143,6 +153,8 @@ impl Drop for Ring {
         let own = thread.thread().id() == thread::current().id();
         if !own && self.ended.get_mut().recv_timeout(LEAVE_MAX) != Err(RecvTimeoutError::Timeout) {
             let _ = thread.join();
+            // A thread that panicked left it.
+            self.shared.unlock();
         }
     }
 }
@@ -151,6 +163,11 @@ impl Shared {
     fn ring_bell(&self) {
         // Only a bell that was rung 2⁶⁴ times and never heard would refuse.
         let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.bell, &1u64.to_ne_bytes()));
+    }
+
+    /// Nobody will change the file any more. The kernel's threads may hold it for a moment longer, and with it the lock.
+    fn unlock(&self) {
+        let _ = flock(&*self.file, FlockOperation::Unlock);
     }
 }
 
@@ -162,6 +179,8 @@ struct Operation {
     done: usize,
     /// The kernel would not do it without waiting, so it is told to wait.
     refused: bool,
+    /// Since when the kernel has no thread for it.
+    threadless: Option<Instant>,
 }
 
 enum Work {
@@ -171,6 +190,10 @@ enum Work {
 }
 
 impl Operation {
+    fn new(work: Work, offset: u64) -> Self {
+        Self { work, offset, done: 0, refused: false, threadless: None }
+    }
+
     /// What the kernel is asked for: all that is left to do.
     fn entry(&mut self, file: RawFd) -> squeue::Entry {
         let (file, done, offset) = (types::Fd(file), self.done, self.offset + self.done as u64);
@@ -192,14 +215,15 @@ impl Operation {
     /// Takes what the kernel answered: how it ended, or nothing where it has to go on.
     fn advance(&mut self, answer: i32) -> Option<Result<()>> {
         if answer < 0 {
-            // Nobody cancels but the kernel, when it ends the threads that work for another. Said a second time, it is
-            // the disk's own answer.
             let again = match -answer {
                 libc::EINTR => true,
-                libc::EAGAIN | libc::ECANCELED => !self.refused,
+                // Said a second time, it is the disk's own answer. That of a sync is never another's, and a file tells
+                // of what it could not write only once.
+                libc::EAGAIN if !matches!(self.work, Work::Sync { .. }) => !mem::replace(&mut self.refused, true),
+                // Nobody cancels but the kernel, and only what it has not begun: it got no thread for it.
+                libc::ECANCELED => self.threadless.get_or_insert_with(Instant::now).elapsed() < THREADLESS_MAX,
                 _ => false,
             };
-            self.refused |= again;
             return (!again).then_some(Err(DiskError::Io(Errno(-answer))));
         }
         let length = match &self.work {
@@ -268,13 +292,14 @@ impl Driver {
         // Before Linux 5.15, there are as many as the kernel chooses.
         let _ = ring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
         let count = ENTRIES as usize - 1;
-        let flight = Flight {
+        let mut flight = Flight {
             ring,
             slots: (0..count).map(|_| None).collect(),
             free: (0..count).rev().collect(),
             armed: false,
             rung: Box::default(),
         };
+        flight.try_threads()?;
         Ok(Self { shared, flight, reaped: VecDeque::with_capacity(ENTRIES as usize) })
     }
 
@@ -286,6 +311,9 @@ impl Driver {
             }
             self.flight.submit_and_wait();
             self.reaped.extend(self.flight.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+            if self.reaped.iter().any(|(_, answer)| *answer == -libc::ECANCELED) {
+                thread::sleep(PAUSE);
+            }
             while let Some((slot, answer)) = self.reaped.pop_front() {
                 self.flight.complete(slot, answer, self.shared.file.as_raw_fd());
             }
@@ -318,8 +346,9 @@ impl Drop for Driver {
     /// Finds something in flight only in a panic. The file's lock is held as long as anything may change it.
     fn drop(&mut self) {
         let mut queue = self.shared.queue.lock();
-        queue.closed = true;
+        self.shared.closed.store(true, Relaxed);
         let queued = mem::take(&mut queue.operations);
+        let closing = queue.closing;
         drop(queue);
         drop(queued);
         for (slot, _) in mem::take(&mut self.reaped) {
@@ -335,8 +364,9 @@ impl Drop for Driver {
                 drop(self.flight.remove(slot));
             }
         }
-        // The kernel's threads may hold the file for a moment longer, and with it the lock.
-        let _ = flock(&*self.shared.file, FlockOperation::Unlock);
+        if closing {
+            self.shared.unlock();
+        }
     }
 }
 
@@ -344,6 +374,14 @@ impl Flight {
     /// The kernel owns no memory of ours.
     fn is_empty(&self) -> bool {
         !self.armed && self.free.len() == self.slots.len()
+    }
+
+    /// Whether the kernel takes submissions, and has threads for what waits: a sandbox may forbid either.
+    fn try_threads(&mut self) -> io::Result<()> {
+        self.push(&opcode::Nop::new().build().flags(squeue::Flags::ASYNC));
+        self.ring.submit_and_wait(1)?;
+        let answer = self.ring.completion().next().map_or(-libc::EIO, |entry| entry.result());
+        if answer < 0 { Err(io::Error::from_raw_os_error(-answer)) } else { Ok(()) }
     }
 
     fn put(&mut self, slot: usize, mut operation: Operation, file: RawFd) {
@@ -406,17 +444,69 @@ impl Flight {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Wake, Waker};
+
     use super::*;
 
+    fn write_and_sync() -> [Operation; 2] {
+        let write = Work::Write { data: Bytes::from_static(b"data"), fua: false, answer: oneshot::channel().0 };
+        [Operation::new(write, 0), Operation::new(Work::Sync { answer: oneshot::channel().0 }, 0)]
+    }
+
+    fn refused(errno: i32) -> Option<Result<()>> {
+        Some(Err(DiskError::Io(Errno(errno))))
+    }
+
     #[test]
-    fn a_refusal_is_asked_again_once_and_an_interruption_as_often_as_it_comes() {
-        for errno in [libc::EAGAIN, libc::ECANCELED] {
-            let (answer, _) = oneshot::channel();
-            let mut sync = Operation { work: Work::Sync { answer }, offset: 0, done: 0, refused: false };
-            assert_eq!(sync.advance(-errno), None);
-            assert!(sync.refused);
-            assert_eq!(sync.advance(-libc::EINTR), None);
-            assert_eq!(sync.advance(-errno), Some(Err(DiskError::Io(Errno(errno)))), "the disk itself says so");
+    fn what_would_wait_is_asked_again_once_and_a_sync_never() {
+        let [mut write, mut sync] = write_and_sync();
+        assert_eq!(write.advance(-libc::EAGAIN), None);
+        assert!(write.refused);
+        assert_eq!(write.advance(-libc::EINTR), None);
+        assert_eq!(write.advance(-libc::EAGAIN), refused(libc::EAGAIN), "the disk itself says so");
+        assert_eq!(sync.advance(-libc::EINTR), None);
+        assert_eq!(sync.advance(-libc::EAGAIN), refused(libc::EAGAIN), "another sync would say that all is well");
+    }
+
+    #[test]
+    fn what_the_kernel_has_no_thread_for_is_asked_again_for_a_while() {
+        for mut operation in write_and_sync() {
+            assert!((0..100).all(|_| operation.advance(-libc::ECANCELED).is_none()));
+            operation.threadless = Instant::now().checked_sub(THREADLESS_MAX);
+            assert_eq!(operation.advance(-libc::ECANCELED), refused(libc::ECANCELED));
         }
+    }
+
+    /// Panics in whoever wakes it.
+    struct Bomb;
+
+    impl Wake for Bomb {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker that panics: the test means it");
+        }
+    }
+
+    #[test]
+    fn a_ring_whose_thread_panicked_takes_nothing_and_keeps_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, [7; 8192]).unwrap();
+        let file = Arc::new(File::options().read(true).write(true).open(&path).unwrap());
+        flock(&*file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let Ok(ring) = Ring::start(file.clone()) else { return };
+        let other = File::open(&path).unwrap();
+        let is_locked = || flock(&other, FlockOperation::NonBlockingLockExclusive).is_err();
+
+        let waker = Waker::from(Arc::new(Bomb));
+        let mut begun = ring.sync();
+        while Pin::new(&mut begun).poll(&mut Context::from_waker(&waker)).is_ready() {
+            begun = ring.sync();
+        }
+        assert!(ring.ended.lock().recv().is_err());
+        assert!(!ring.is_open());
+        assert!(is_locked(), "others go on with the file");
+        drop(ring);
+        assert!(!is_locked());
     }
 }
