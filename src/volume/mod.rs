@@ -505,8 +505,10 @@ impl Disk for Volume {
         let mut watch = Stopwatch::start(Kind::Flush);
         Pending::later(async move {
             let _together = core.flushes.read().await;
-            let owed = core.owed.lock().take();
             let answer = core.flush_store(&mut watch).await;
+            // Who loses the store is told nothing; the next one is.
+            let tells = matches!(answer, Ok(()) | Err(DiskError::Io(_)));
+            let owed = if tells { core.owed.lock().take() } else { None };
             if answer.is_ok() && core.settings.sync_log {
                 core.sync_log().await;
             }

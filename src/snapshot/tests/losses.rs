@@ -96,6 +96,32 @@ async fn a_failed_flush_makes_everything_suspect() {
     gateway.die().await;
 }
 
+/// A disk tells of what it could not write once, and here told us.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_of_our_own_flush_waits_for_a_client_that_hears_it() {
+    let world = World::new(SIZE);
+    let gateway = world.start().await;
+    gateway.settled().await;
+    gateway.until_cold().await;
+    let flushes = world.store.calls(Kind::Flush);
+    world.store.inject(Fault::instead(Kind::Flush, DiskError::Io(Errno::EIO)).once());
+    gateway.volume.write(0, SplitMix64(3).bytes(4096), false).await.unwrap();
+    tokio::time::timeout(PATIENCE, async {
+        while world.store.calls(Kind::Flush) == flushes {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("a flush of our own");
+    // Whose store is lost is disconnected, and hears nothing.
+    world.store.inject(Fault::instead(Kind::Flush, DiskError::Lost));
+    assert_eq!(gateway.volume.flush().await, Err(DiskError::Lost));
+    world.store.heal();
+    assert_eq!(gateway.volume.flush().await, Err(DiskError::Io(Errno::EIO)));
+    assert_eq!(gateway.volume.flush().await, Ok(()));
+    gateway.die().await;
+}
+
 /// What the server's cache shows, its disk need not hold, however often it is read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_failed_flush_left_in_a_servers_cache_stays_hot_over_restarts() {
