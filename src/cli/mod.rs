@@ -204,7 +204,7 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
         .enable_all()
         .build()
         .map_err(|error| Failure::new("start", "the runtime").because(&error))?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let outcome = command.await;
         let tasks = tokio::runtime::Handle::current().metrics();
         let left = async {
@@ -215,5 +215,8 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
         // Whatever is left then was of no use to the command.
         let _ = tokio::time::timeout(LEAVE_MAX, left).await;
         outcome
-    })
+    });
+    // A thread that a disk holds up keeps nobody from hearing how it ended.
+    runtime.shutdown_timeout(LEAVE_MAX);
+    outcome
 }
