@@ -8,7 +8,8 @@
 //! not read. What the protocol forbids is refused with its error ([`admit`]); where its end could not be found, or
 //! the disk lost its store, the connection ends.
 //!
-//! However a session ends, begun operations go on to their end: [`Pending`] sees to it.
+//! However a session ends, begun operations go on to their end: [`Pending`] sees to it. The session lasts until then;
+//! its connection does not.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -87,16 +88,22 @@ pub(super) async fn serve(
         end: None,
     };
     let mut stopped = pin!(stop.wait_for(|stop| *stop));
-    let end = poll_fn(|cx| {
+    let ended = poll_fn(|cx| {
         if session.end.is_none() && stopped.as_mut().poll(cx).is_ready() {
             session.end = Some(End::Stopped);
         }
         session.poll(cx)
     })
-    .await?;
-    // The client may be gone already.
-    let _ = session.stream.shutdown().await;
-    Ok(end)
+    .await;
+    let Session { mut stream, mut in_flight, outbox, .. } = session;
+    if ended.is_ok() {
+        // The client may be gone already.
+        let _ = stream.shutdown().await;
+    }
+    drop((stream, outbox));
+    // Of a client that comes back again and again while the disk hangs, each connection keeps its place until then.
+    while in_flight.next().await.is_some() {}
+    ended
 }
 
 struct Session<S> {

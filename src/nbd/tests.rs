@@ -403,10 +403,13 @@ async fn what_was_begun_is_completed_when_the_client_is_gone() {
         } else {
             client.0.write_all(&[0; 28]).await.unwrap();
         }
-        let _ = serving.task.await;
+        assert!(client.rest().await.is_empty());
+        // While it costs memory it counts as a connection.
+        assert_eq!(serving.task.is_finished(), aborted);
         assert_eq!(disk.completed.load(Ordering::SeqCst), 0);
         gate.add_permits(10);
         until(|| disk.completed.load(Ordering::SeqCst) >= 10).await;
+        assert_eq!(serving.task.await.is_err(), aborted);
     }
 }
 
