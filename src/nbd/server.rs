@@ -252,7 +252,7 @@ impl Listener {
                 let (socket, _) = accepted?;
                 let process = socket.peer_cred().ok().and_then(|peer| peer.pid());
                 let peer = process.map_or("unix".to_owned(), |id| format!("process {id}"));
-                Ok((Stream::Unix(socket), peer))
+                Ok((Stream::unix(socket)?, peer))
             }),
         }
     }

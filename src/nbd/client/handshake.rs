@@ -63,7 +63,7 @@ pub(super) async fn connect(uri: &Uri) -> Result<(Stream, Terms), HandshakeError
     let connecting = async {
         let mut stream = match &uri.server {
             ServerAddress::Tcp { host, port } => TcpStream::connect((host.as_str(), *port)).await.and_then(Stream::tcp),
-            ServerAddress::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+            ServerAddress::Unix(path) => UnixStream::connect(path).await.and_then(Stream::unix),
         }
         .map_err(HandshakeError::Unreachable)?;
         let terms = negotiate(&mut stream, &uri.export).await?;
