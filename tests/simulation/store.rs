@@ -341,7 +341,9 @@ impl Store {
             let id = state.next;
             let leaves = kind == Kind::Trim && !self.geometry.abilities.trim_reads_zero && once_in(2);
             let part = if leaves { 0 } else { span.len() };
-            state.in_flight.insert((now, id), Operation { span, data, sequence, after: newest, part, abandoned: false });
+            state
+                .in_flight
+                .insert((now, id), Operation { span, data, sequence, after: newest, part, abandoned: false });
             if state.faults.changes > 0 && once_in(2) {
                 state.faults.changes -= 1;
                 let part = below(3) * span.len() / 2;
