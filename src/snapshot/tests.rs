@@ -307,6 +307,23 @@ impl Gateway {
         left
     }
 
+    /// Until it has published a point since it started.
+    async fn first_point(&self) {
+        let published = async {
+            while self.report.points() == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, published).await.expect("a point is published");
+    }
+
+    /// Settles, has made the newest point equal to the store, and is gone.
+    async fn settles_current(self, world: &World) {
+        self.settled().await;
+        world.assert_current().await;
+        self.die().await;
+    }
+
     /// As a crash would: nothing more is published.
     async fn die(self) {
         self.publisher.abort();

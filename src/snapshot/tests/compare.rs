@@ -82,9 +82,7 @@ async fn nothing_that_clients_do_counts_as_a_difference() {
     }
     assert!(compared > 1, "the clients were done before the second comparison");
     clients.await.unwrap();
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,9 +98,7 @@ async fn a_change_whose_outcome_is_unknown_is_no_difference() {
         }
     }
     assert_eq!(gateway.compare(true).await.verdict, Verdict::Equal);
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// Counterexample 15.
@@ -132,9 +128,7 @@ async fn what_cannot_be_read_is_counted_apart_and_stays_in_the_copy() {
     assert_eq!((found.unreadable, found.different.bytes(), found.repaired), (4096, 512, 512));
     assert_eq!(found.compared, SIZE - 4096);
     world.store.heal();
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// Counterexample 8.
@@ -188,9 +182,7 @@ async fn a_store_that_is_lost_meanwhile_is_compared_after_its_resync() {
     // The window begins anew, when the resync has uploaded what differed.
     let found = tokio::time::timeout(PATIENCE, comparing).await.unwrap().unwrap();
     assert_eq!((found.verdict, found.compared), (Verdict::Equal, SIZE));
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -314,12 +306,8 @@ async fn a_store_that_was_set_back_while_the_gateway_was_down_is_compared_in_ful
     past_the_gateway(&world, Span::at(20 * MIB, 512)).await;
 
     let gateway = world.start_expecting(Some(left.entry)).await;
-    while gateway.report.points() == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.first_point().await;
+    gateway.settles_current(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -337,7 +325,5 @@ async fn what_clients_write_before_the_sample_is_compared_is_no_reason_for_distr
         assert_eq!(gateway.volume.state(), State::Shadowing);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }

@@ -79,9 +79,7 @@ async fn a_hole_that_a_resync_finds_is_zero_and_not_what_stood_there_before() {
     gateway.volume.write_zeroes(8 * MIB, 8 * MIB, ZeroMode::default(), false).await.unwrap();
     let hole = world.store.inner().extents(8 * MIB, 8 * MIB, 1).await.unwrap();
     assert!(hole[0].zero && hole[0].length == 8 * MIB, "{hole:?}");
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// Counterexample 13.
@@ -102,9 +100,7 @@ async fn two_changes_of_one_sector_are_made_one_after_the_other() {
     gate.open();
     first.await.unwrap();
     second.await.unwrap();
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// Counterexample 4.
@@ -196,7 +192,5 @@ async fn only_writers_of_the_same_piece_wait_for_a_scan_and_only_those_of_its_ra
     gate.open();
     trim.await.unwrap();
     held.await.unwrap();
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }

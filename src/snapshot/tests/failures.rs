@@ -17,9 +17,7 @@ async fn a_failed_write_shows_in_points_as_what_the_store_holds() {
     let answer = gateway.volume.write(160 * KIB + 3, SplitMix64(3).bytes(600), false).await;
     assert_eq!(answer, Err(eio));
     load(&gateway.volume, 4, 4, 40).await;
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// Fault tests 11 and 13.
@@ -93,7 +91,5 @@ async fn a_store_that_is_away_is_not_unreadable() {
         assert_eq!(unreadable, [], "entry {} of kind {:?}", entry.number, entry.kind);
     }
     world.store.heal();
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }

@@ -19,9 +19,7 @@ async fn a_full_log_costs_no_client_anything_and_is_followed_by_a_resync() {
     assert!(!gateway.volume.lag().age.is_zero(), "the lag is known");
     world.bucket.heal();
     load(&gateway.volume, 6, 4, 50).await;
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// Fault test 22.

@@ -91,9 +91,7 @@ async fn a_failed_flush_makes_everything_suspect() {
     world.store.inner().write(0, SplitMix64(4).bytes(4096), false).await.unwrap();
     assert_eq!(gateway.volume.flush().await, Err(DiskError::Io(Errno::EIO)));
     assert_ne!(gateway.volume.state(), State::Shadowing);
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// A disk tells of what it could not write once, and here told us.
@@ -148,7 +146,5 @@ async fn what_a_failed_flush_left_in_a_servers_cache_stays_hot_over_restarts() {
     // At last the cache goes, and what was never on the disk.
     world.store.inner().write(3 * REGION, SplitMix64(4).bytes(4096), false).await.unwrap();
     let gateway = world.start().await;
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }

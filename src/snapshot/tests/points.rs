@@ -26,9 +26,7 @@ async fn a_volume_is_a_disk_like_the_one_beneath_it_and_its_copy_follows() {
     let world = World::new(3 * MIB + 700);
     let gateway = world.start().await;
     conformance::check(Arc::new(gateway.volume.clone())).await;
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// Fault test 37.

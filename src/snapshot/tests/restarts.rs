@@ -77,12 +77,8 @@ async fn a_chain_that_went_on_elsewhere_makes_a_clean_start_compare() {
     // The store changes while the mark that says otherwise names an entry that is not the newest.
     world.store.write(MIB, SplitMix64(8).bytes(4096), false).await.unwrap();
     let gateway = world.start_expecting(Some(EntryNumber(left.entry.0 - 1))).await;
-    while gateway.report.points() == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.first_point().await;
+    gateway.settles_current(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

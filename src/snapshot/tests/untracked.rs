@@ -87,9 +87,7 @@ async fn no_client_waits_longer_than_stated_for_marks_that_hang_and_everything_i
 
     past_the_gateway(&world).await;
     drop(hang);
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// Counterexample 7.
@@ -132,9 +130,7 @@ async fn a_change_that_cannot_be_marked_fails_where_that_was_chosen_and_nothing_
     assert!(world.store_bytes().await[UNMARKED as usize..][..4096].iter().all(|&byte| byte == 0), "it was forwarded");
     drop(hang);
     gateway.volume.write(UNMARKED, SplitMix64(3).bytes(4096), false).await.unwrap();
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// What survives to tell the next start that the marks say too little.

@@ -11,9 +11,7 @@ async fn a_remote_that_fails_and_forgets_its_answers_costs_lag_and_nothing_else(
     load(&gateway.volume, 2, 8, 100).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     world.bucket.heal();
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 /// Counterexample 19.
@@ -23,9 +21,7 @@ async fn a_pack_that_is_said_to_be_there_and_is_not_is_put_again() {
     world.bucket.once(Call::Create, "packs/", crate::remote::faulty::Fault::Status(409));
     let gateway = world.start().await;
     gateway.volume.write(0, SplitMix64(1).bytes(4096), false).await.unwrap();
-    gateway.settled().await;
-    world.assert_current().await;
-    gateway.die().await;
+    gateway.settles_current(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
