@@ -216,6 +216,9 @@ impl Store {
         self.with(|state| {
             state.faults = Faults::default();
             if state.away_until.take().is_some() {
+                for ((_, id), operation) in std::mem::take(&mut state.in_flight) {
+                    state.carry_out(id, operation, &self.ground);
+                }
                 state.incarnation += 1;
             }
         });
