@@ -1,7 +1,7 @@
 //! A file or a block device as a [`Disk`].
 //!
 //! What a client of it sees is meant to be what it would see of `nbdkit file` on the same path. What is in the page
-//! cache is read at once, in the caller's task. Short direct reads and writes, short reads of what is not in the page
+//! cache is read at once, in the caller's task, or can be had without a copy ([`Disk::resident`]). Short direct reads and writes, short reads of what is not in the page
 //! cache, and flushes go through an io_uring (`ring`) where the kernel lets us have one, which is found out when the
 //! disk is opened. All else runs on tokio's blocking threads, so methods are called inside a tokio runtime: what takes
 //! longer than a hop to another thread, and buffered writes, which an io_uring would do one after the other, each
@@ -32,12 +32,15 @@ use rustix::io::{self, ReadWriteFlags, pwritev2, retry_on_intr};
 use self::erase::{Eraser, Latch};
 pub use self::open::{OpenError, Options};
 use self::ring::Ring;
-use super::{Abilities, BlockSizes, Disk, Errno, Extent, Geometry, Identity, Pending, Result, ZeroMode};
-use crate::units::{KIB, Span};
+use super::{Abilities, BlockSizes, Disk, Errno, Extent, FileRange, Geometry, Identity, Pending, Result, ZeroMode};
+use crate::units::{KIB, MIB, Span};
 
 /// Up to this many bytes are copied from or to the page cache in the caller's task, or handed to the ring: some 30 µs,
 /// about what a hop to another thread costs. What is larger would keep others waiting.
 const INLINE_MAX: usize = 256 * KIB as usize;
+
+/// Of more than this the page cache is not asked whether it has all: that takes 25 ns a page.
+const RESIDENT_MAX: u64 = 4 * MIB;
 
 /// A regular file or a block device.
 pub struct FileDisk {
@@ -59,6 +62,7 @@ struct Inner {
     name: String,
     read_nowait: Latch,
     write_nowait: Latch,
+    tells_cached: Latch,
     eraser: Eraser,
 }
 
@@ -115,6 +119,7 @@ impl FileDisk {
                 name: found.name,
                 read_nowait: Latch::new(direct.is_none()),
                 write_nowait: Latch::new(direct.is_none()),
+                tells_cached: Latch::new(direct.is_none()),
                 direct,
                 eraser,
             }),
@@ -166,6 +171,24 @@ impl Inner {
             let _ = read_to(&self.file, buffer, length, offset);
         } else {
             let _: io::Result<bool> = self.read_nowait.attempt(|| read_cached(&self.file, buffer, length, offset));
+        }
+    }
+
+    /// Whether the page cache has all of the span, and need not wait for it. An error is left to whoever reads.
+    fn is_cached(&self, span: Span) -> bool {
+        if self.in_memory {
+            return true;
+        }
+        let mut whole = false;
+        let _ = self.tells_cached.attempt(|| {
+            whole = cached_pages(&self.file, span)? == pages(span);
+            Ok(())
+        });
+        // Pages that are being read count as cached. They are read in order, so that the last byte comes last.
+        let mut last = Vec::with_capacity(1);
+        whole && {
+            self.read_now(&mut last, 1, span.end - 1);
+            !last.is_empty()
         }
     }
 
@@ -257,6 +280,13 @@ impl Disk for FileDisk {
             read_to(&inner.file, &mut buffer, length, rest_at)?;
             Ok(buffer.into())
         })
+    }
+
+    fn resident(&self, offset: u64, length: u32) -> Option<FileRange> {
+        let (inner, span) = (&self.inner, Span::at(offset, length.into()));
+        let asked = inner.direct.is_none() && self.geometry().admit(offset, span.len()).is_ok();
+        let resident = asked && (1..=RESIDENT_MAX).contains(&span.len()) && inner.is_cached(span);
+        resident.then(|| FileRange { file: inner.file.clone(), offset, length: span.len() })
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
@@ -367,6 +397,40 @@ fn read_cached(file: &File, buffer: &mut Vec<u8>, length: usize, offset: u64) ->
     // SAFETY: so many bytes of the room behind those that are there were written just now.
     unsafe { buffer.set_len(buffer.len() + read) };
     Ok(())
+}
+
+/// How many pages a span touches.
+fn pages(span: Span) -> u64 {
+    let page = rustix::param::page_size() as u64;
+    span.end.div_ceil(page) - span.start / page
+}
+
+/// How many of them are in the page cache (Linux 6.5).
+fn cached_pages(file: &File, span: Span) -> io::Result<u64> {
+    /// Its number is the same on all machines.
+    const CACHESTAT: libc::c_long = 451;
+    #[repr(C)]
+    struct Range {
+        offset: u64,
+        length: u64,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Found {
+        cached: u64,
+        dirty: u64,
+        writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    let range = Range { offset: span.start, length: span.len() };
+    let mut found = Found::default();
+    // SAFETY: both are as the kernel's `struct cachestat_range` and `struct cachestat`, and outlive the call.
+    let answer = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut found, 0) };
+    if answer < 0 {
+        return Err(io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(io::Errno::IO));
+    }
+    Ok(found.cached)
 }
 
 /// Writes all of it. With `fua`, each piece is durable before the next one begins, and only what was written here is

@@ -1,18 +1,23 @@
 //! A connection's bytes: the socket, and what was received but not taken, or queued but not sent.
 //!
 //! [`Inbox`] and [`Outbox`] exist so that many messages cost one system call and payloads are not copied: a payload
-//! is a slice of the buffer that it was received into, or has a buffer of its own; what is sent is gathered.
+//! is a slice of the buffer that it was received into, or has a buffer of its own; what is sent is gathered. What stands
+//! in a file that the kernel has in memory is sent from there.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use rustix::fs::sendfile;
 use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::disk::FileRange;
 
 /// What is received at once: some requests of the usual 128 KiB, or thousands of small ones.
 const CHUNK: usize = 512 * 1024;
@@ -100,6 +105,39 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// A stream to which the kernel can send from a file by itself.
+pub(super) trait SendFile: AsyncWrite {
+    /// Answers how many bytes it sent; an error is of the file or of the stream, and sent nothing.
+    fn poll_send_file(self: Pin<&mut Self>, _: &mut Context<'_>, _: &FileRange) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+impl SendFile for Stream {
+    fn poll_send_file(self: Pin<&mut Self>, cx: &mut Context<'_>, range: &FileRange) -> Poll<io::Result<usize>> {
+        either!(self, socket => loop {
+            ready!(socket.poll_write_ready(cx))?;
+            let send = || {
+                let mut offset = range.offset;
+                Ok(sendfile(&*socket, &range.file, Some(&mut offset), range.length as usize)?)
+            };
+            match socket.try_io(Interest::WRITABLE, send) {
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                sent => return Poll::Ready(sent),
+            }
+        })
+    }
+}
+
+impl<S: SendFile + Unpin + ?Sized> SendFile for &mut S {
+    fn poll_send_file(mut self: Pin<&mut Self>, cx: &mut Context<'_>, range: &FileRange) -> Poll<io::Result<usize>> {
+        Pin::new(&mut **self).poll_send_file(cx, range)
+    }
+}
+
+#[cfg(test)]
+impl SendFile for tokio::io::DuplexStream {}
+
 /// What was received and not yet taken.
 #[derive(Default)]
 pub(super) struct Inbox {
@@ -184,10 +222,24 @@ impl Inbox {
 /// What is queued and not yet sent, in order.
 #[derive(Default)]
 pub(super) struct Outbox {
-    sealed: VecDeque<Bytes>,
+    sealed: VecDeque<Part>,
     /// Comes after all that is sealed; small messages gather here.
     tail: BytesMut,
     length: usize,
+}
+
+enum Part {
+    Bytes(Bytes),
+    File(FileRange),
+}
+
+impl Part {
+    fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::File(_) => None,
+        }
+    }
 }
 
 impl Outbox {
@@ -206,18 +258,35 @@ impl Outbox {
         if data.len() <= COPY_MAX {
             return self.put(&data);
         }
-        if !self.tail.is_empty() {
-            self.sealed.push_back(self.tail.split().freeze());
-        }
         self.length += data.len();
-        self.sealed.push_back(data);
+        self.seal(Part::Bytes(data));
+    }
+
+    /// Queues a payload that the kernel sends from where it stands.
+    pub fn put_file(&mut self, range: FileRange) {
+        self.length += range.length as usize;
+        self.seal(Part::File(range));
+    }
+
+    fn seal(&mut self, part: Part) {
+        if !self.tail.is_empty() {
+            self.sealed.push_back(Part::Bytes(self.tail.split().freeze()));
+        }
+        self.sealed.push_back(part);
     }
 
     /// Sends; ready when nothing is left.
-    pub fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<()>> {
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut (impl SendFile + Unpin)) -> Poll<io::Result<()>> {
         while self.length > 0 {
+            if let Some(first @ Part::File(_)) = self.sealed.front_mut() {
+                self.length -= ready!(poll_send_first(first, cx, stream))?;
+                if matches!(first, Part::File(FileRange { length: 0, .. })) {
+                    self.sealed.pop_front();
+                }
+                continue;
+            }
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let queued = self.sealed.iter().map(|bytes| &bytes[..]).chain([&self.tail[..]]);
+            let queued = self.sealed.iter().map(Part::bytes).chain([Some(&self.tail[..])]).map_while(|bytes| bytes);
             let mut count = 0;
             for (slice, bytes) in slices.iter_mut().zip(queued) {
                 *slice = IoSlice::new(bytes);
@@ -234,7 +303,7 @@ impl Outbox {
 
     fn drop_sent(&mut self, mut sent: usize) {
         self.length -= sent;
-        while let Some(first) = self.sealed.front_mut() {
+        while let Some(Part::Bytes(first)) = self.sealed.front_mut() {
             if sent < first.len() {
                 return first.advance(sent);
             }
@@ -245,10 +314,37 @@ impl Outbox {
     }
 }
 
+/// Sends from a file, and answers how much. What cannot be sent from there is read first: which of file and stream is at
+/// fault, and whether the file could never be sent from, then shows by itself.
+fn poll_send_first(
+    part: &mut Part,
+    cx: &mut Context<'_>,
+    stream: &mut (impl SendFile + Unpin),
+) -> Poll<io::Result<usize>> {
+    let Part::File(range) = part else { return Poll::Ready(Ok(0)) };
+    match ready!(Pin::new(stream).poll_send_file(cx, range)) {
+        // Cut off under us.
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+        Ok(sent) => {
+            range.offset += sent as u64;
+            range.length -= sent as u64;
+            Poll::Ready(Ok(sent))
+        }
+        Err(_) => {
+            let mut rest = vec![0; range.length as usize];
+            range.file.read_exact_at(&mut rest, range.offset)?;
+            *part = Part::Bytes(rest.into());
+            Poll::Ready(Ok(0))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::future::poll_fn;
+    use std::sync::Arc;
     use tokio::io::AsyncWriteExt;
 
     #[tokio::test]
@@ -274,17 +370,34 @@ mod tests {
         assert!(received == sent && inbox.is_empty());
     }
 
-    #[tokio::test]
-    async fn what_is_sent_is_what_was_queued_in_order() {
-        let (mut here, mut there) = tokio::io::duplex(10_000);
-        let mut outbox = Outbox::default();
+    /// Queues small and long payloads and parts of a file; answers what is to arrive.
+    fn fill(outbox: &mut Outbox, file: &Arc<File>, content: &[u8]) -> Vec<u8> {
         let mut queued = Vec::new();
         for i in 0..300usize {
             let data = vec![i as u8; [16, 0, 9000, 20_000][i % 4]];
             queued.extend_from_slice(&data);
-            if i % 3 == 0 { outbox.put(&data) } else { outbox.put_payload(data.into()) }
+            if i % 3 == 0 {
+                outbox.put(&data)
+            } else {
+                outbox.put_payload(data.into())
+            }
+            if i % 5 == 0 {
+                let (start, length) = (i * 700, 1 + i * 1000 % 70_000);
+                queued.extend_from_slice(&content[start..start + length]);
+                outbox.put_file(FileRange { file: file.clone(), offset: start as u64, length: length as u64 });
+            }
         }
         assert_eq!(outbox.len(), queued.len());
+        queued
+    }
+
+    async fn arrives(mut here: impl SendFile + Unpin, mut there: impl AsyncRead + Unpin + Send + 'static) {
+        let folder = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..300_000u32).map(|i| (i >> 3) as u8).collect();
+        std::fs::write(folder.path().join("disk"), &content).unwrap();
+        let file = Arc::new(File::open(folder.path().join("disk")).unwrap());
+        let mut outbox = Outbox::default();
+        let queued = fill(&mut outbox, &file, &content);
         let receiver = tokio::spawn(async move {
             let mut received = Vec::new();
             there.read_to_end(&mut received).await.map(|_| received)
@@ -292,5 +405,35 @@ mod tests {
         poll_fn(|cx| outbox.poll_send(cx, &mut here)).await.unwrap();
         drop(here);
         assert!(receiver.await.unwrap().unwrap() == queued && outbox.len() == 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_is_what_was_queued_in_order() {
+        let (here, there) = UnixStream::pair().unwrap();
+        arrives(Stream::unix(here).unwrap(), there).await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = TcpStream::connect(listener.local_addr().unwrap());
+        let (there, here) = tokio::join!(there, listener.accept());
+        arrives(Stream::tcp(here.unwrap().0).unwrap(), there.unwrap()).await;
+        // To what the kernel cannot send from a file.
+        let (here, there) = tokio::io::duplex(10_000);
+        arrives(here, there).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_cut_off_ends_the_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("disk"), [1; 1000]).unwrap();
+        let file = Arc::new(File::open(folder.path().join("disk")).unwrap());
+        let (here, _there) = UnixStream::pair().unwrap();
+        let (other, _there) = tokio::io::duplex(10_000);
+        let range = FileRange { file, offset: 900, length: 200 };
+        let eof = |sent: io::Result<()>| assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let (mut stream, mut outbox) = (Stream::unix(here).unwrap(), Outbox::default());
+        outbox.put_file(range.clone());
+        eof(poll_fn(|cx| outbox.poll_send(cx, &mut stream)).await);
+        let (mut stream, mut outbox) = (other, Outbox::default());
+        outbox.put_file(range);
+        eof(poll_fn(|cx| outbox.poll_send(cx, &mut stream)).await);
     }
 }
