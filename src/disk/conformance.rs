@@ -279,7 +279,7 @@ impl Model {
             assert_eq!(read.len(), expected.len(), "{context}: a read of {piece} is of another length");
             if let Some(resident) = disk.resident(piece.start, piece.len() as u32) {
                 let mut found = vec![0; resident.length as usize];
-                resident.file.read_exact_at(&mut found, resident.offset).expect("a resident part");
+                resident.disk.file().read_exact_at(&mut found, resident.offset).expect("a resident part");
                 assert!(found == expected, "{context}: the file that shows {piece} shows something else");
             }
             if read != expected {

@@ -14,6 +14,7 @@
 
 mod erase;
 mod open;
+mod residence;
 mod ring;
 
 use std::fs::File;
@@ -31,18 +32,17 @@ use rustix::io::{self, ReadWriteFlags, pwritev2, retry_on_intr};
 
 use self::erase::{Eraser, Latch};
 pub use self::open::{OpenError, Options};
+use self::residence::Residence;
 use self::ring::Ring;
 use super::{Abilities, BlockSizes, Disk, Errno, Extent, FileRange, Geometry, Identity, Pending, Result, ZeroMode};
-use crate::units::{KIB, MIB, Span};
+use crate::units::{KIB, Span};
 
 /// Up to this many bytes are copied from or to the page cache in the caller's task, or handed to the ring: some 30 µs,
 /// about what a hop to another thread costs. What is larger would keep others waiting.
 const INLINE_MAX: usize = 256 * KIB as usize;
 
-/// Of more than this the page cache is not asked whether it has all: that takes 25 ns a page.
-const RESIDENT_MAX: u64 = 4 * MIB;
-
 /// A regular file or a block device.
+#[derive(Clone)]
 pub struct FileDisk {
     inner: Arc<Inner>,
 }
@@ -62,7 +62,8 @@ struct Inner {
     name: String,
     read_nowait: Latch,
     write_nowait: Latch,
-    tells_cached: Latch,
+    /// None where nothing is lent of the page cache.
+    residence: Option<Residence>,
     eraser: Eraser,
 }
 
@@ -97,6 +98,7 @@ impl FileDisk {
             multi_conn: true,
         };
         let file = Arc::new(found.file);
+        let residence = if options.direct { None } else { Residence::of(&file, found.size) };
         let ring = if found.in_memory {
             None
         } else {
@@ -119,11 +121,15 @@ impl FileDisk {
                 name: found.name,
                 read_nowait: Latch::new(direct.is_none()),
                 write_nowait: Latch::new(direct.is_none()),
-                tells_cached: Latch::new(direct.is_none()),
+                residence,
                 direct,
                 eraser,
             }),
         })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.inner.file
     }
 
     pub fn path(&self) -> &Path {
@@ -171,24 +177,6 @@ impl Inner {
             let _ = read_to(&self.file, buffer, length, offset);
         } else {
             let _: io::Result<bool> = self.read_nowait.attempt(|| read_cached(&self.file, buffer, length, offset));
-        }
-    }
-
-    /// Whether the page cache has all of the span, and need not wait for it. An error is left to whoever reads.
-    fn is_cached(&self, span: Span) -> bool {
-        if self.in_memory {
-            return true;
-        }
-        let mut whole = false;
-        let _ = self.tells_cached.attempt(|| {
-            whole = cached_pages(&self.file, span)? == pages(span);
-            Ok(())
-        });
-        // Pages that are being read count as cached. They are read in order, so that the last byte comes last.
-        let mut last = Vec::with_capacity(1);
-        whole && {
-            self.read_now(&mut last, 1, span.end - 1);
-            !last.is_empty()
         }
     }
 
@@ -283,10 +271,10 @@ impl Disk for FileDisk {
     }
 
     fn resident(&self, offset: u64, length: u32) -> Option<FileRange> {
-        let (inner, span) = (&self.inner, Span::at(offset, length.into()));
-        let asked = inner.direct.is_none() && self.geometry().admit(offset, span.len()).is_ok();
-        let resident = asked && (1..=RESIDENT_MAX).contains(&span.len()) && inner.is_cached(span);
-        resident.then(|| FileRange { file: inner.file.clone(), offset, length: span.len() })
+        self.geometry().admit(offset, length.into()).ok()?;
+        let span = Span::at(offset, length.into());
+        let resident = self.inner.residence.as_ref()?.holds(span);
+        resident.then(|| FileRange { disk: self.clone(), offset, length })
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
@@ -353,7 +341,9 @@ impl Disk for FileDisk {
             // Nothing is cached of what is read directly; clean pages are dropped, and those of a failed write-back
             // are clean.
             retry_on_intr(|| fadvise(&inner.file, 0, None, Advice::DontNeed))?;
-            Ok(true)
+            // What is in memory alone has no medium.
+            let residence = inner.residence.as_ref().filter(|_| !inner.in_memory);
+            Ok(residence.is_none_or(|residence| residence.gave_up(&inner.file)))
         })
     }
 
@@ -397,40 +387,6 @@ fn read_cached(file: &File, buffer: &mut Vec<u8>, length: usize, offset: u64) ->
     // SAFETY: so many bytes of the room behind those that are there were written just now.
     unsafe { buffer.set_len(buffer.len() + read) };
     Ok(())
-}
-
-/// How many pages a span touches.
-fn pages(span: Span) -> u64 {
-    let page = rustix::param::page_size() as u64;
-    span.end.div_ceil(page) - span.start / page
-}
-
-/// How many of them are in the page cache (Linux 6.5).
-fn cached_pages(file: &File, span: Span) -> io::Result<u64> {
-    /// Its number is the same on all machines.
-    const CACHESTAT: libc::c_long = 451;
-    #[repr(C)]
-    struct Range {
-        offset: u64,
-        length: u64,
-    }
-    #[repr(C)]
-    #[derive(Default)]
-    struct Found {
-        cached: u64,
-        dirty: u64,
-        writeback: u64,
-        evicted: u64,
-        recently_evicted: u64,
-    }
-    let range = Range { offset: span.start, length: span.len() };
-    let mut found = Found::default();
-    // SAFETY: both are as the kernel's `struct cachestat_range` and `struct cachestat`, and outlive the call.
-    let answer = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut found, 0) };
-    if answer < 0 {
-        return Err(io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(io::Errno::IO));
-    }
-    Ok(found.cached)
 }
 
 /// Writes all of it. With `fua`, each piece is durable before the next one begins, and only what was written here is

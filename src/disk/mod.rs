@@ -23,7 +23,6 @@ pub use file::FileDisk;
 pub use memory::MemoryDisk;
 
 use std::fmt;
-use std::fs::File;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -243,11 +242,11 @@ pub struct Identity {
 }
 
 /// A part of a file that shows a part of a disk.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FileRange {
-    pub file: Arc<File>,
+    pub disk: FileDisk,
     pub offset: u64,
-    pub length: u64,
+    pub length: u32,
 }
 
 /// A disk: read, changed and flushed by byte ranges, many operations at a time, from any task.

@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::disk::FileRange;
+use crate::disk::{Disk, FileRange, Pending};
 
 /// What is received at once: some requests of the usual 128 KiB, or thousands of small ones.
 const CHUNK: usize = 512 * 1024;
@@ -119,7 +118,7 @@ impl SendFile for Stream {
             ready!(socket.poll_write_ready(cx))?;
             let send = || {
                 let mut offset = range.offset;
-                Ok(sendfile(&*socket, &range.file, Some(&mut offset), range.length as usize)?)
+                Ok(sendfile(&*socket, range.disk.file(), Some(&mut offset), range.length as usize)?)
             };
             match socket.try_io(Interest::WRITABLE, send) {
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -231,13 +230,15 @@ pub(super) struct Outbox {
 enum Part {
     Bytes(Bytes),
     File(FileRange),
+    /// Of a file, but the kernel does not have it in memory any more.
+    Read(Pending<Bytes>),
 }
 
 impl Part {
     fn bytes(&self) -> Option<&[u8]> {
         match self {
             Self::Bytes(bytes) => Some(bytes),
-            Self::File(_) => None,
+            Self::File(_) | Self::Read(_) => None,
         }
     }
 }
@@ -278,12 +279,22 @@ impl Outbox {
     /// Sends; ready when nothing is left.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut (impl SendFile + Unpin)) -> Poll<io::Result<()>> {
         while self.length > 0 {
-            if let Some(first @ Part::File(_)) = self.sealed.front_mut() {
-                self.length -= ready!(poll_send_first(first, cx, stream))?;
-                if matches!(first, Part::File(FileRange { length: 0, .. })) {
-                    self.sealed.pop_front();
+            match self.sealed.front_mut() {
+                Some(Part::File(range)) => {
+                    let Poll::Ready(sent) = poll_send_range(range, cx, stream)? else { return Poll::Pending };
+                    self.length -= sent.unwrap_or(0);
+                    match sent {
+                        None => self.sealed[0] = Part::Read(range.disk.read(range.offset, range.length)),
+                        Some(_) if range.length == 0 => drop(self.sealed.pop_front()),
+                        Some(_) => {}
+                    }
+                    continue;
                 }
-                continue;
+                Some(Part::Read(read)) => {
+                    let data = ready!(Pin::new(read).poll(cx)).map_err(io::Error::other)?;
+                    self.sealed[0] = Part::Bytes(data);
+                }
+                _ => {}
             }
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let queued = self.sealed.iter().map(Part::bytes).chain([Some(&self.tail[..])]).map_while(|bytes| bytes);
@@ -314,29 +325,27 @@ impl Outbox {
     }
 }
 
-/// Sends from a file, and answers how much. What cannot be sent from there is read first: which of file and stream is at
-/// fault, and whether the file could never be sent from, then shows by itself.
-fn poll_send_first(
-    part: &mut Part,
+/// Sends from a file, and answers how much; none if that is to be read first. Whether the file or the stream is at
+/// fault then shows by itself.
+fn poll_send_range(
+    range: &mut FileRange,
     cx: &mut Context<'_>,
     stream: &mut (impl SendFile + Unpin),
-) -> Poll<io::Result<usize>> {
-    let Part::File(range) = part else { return Poll::Ready(Ok(0)) };
-    match ready!(Pin::new(stream).poll_send_file(cx, range)) {
+) -> Poll<io::Result<Option<usize>>> {
+    // It may have waited long, and nobody else shall wait for a disk here.
+    if range.disk.resident(range.offset, range.length).is_none() {
+        return Poll::Ready(Ok(None));
+    }
+    Poll::Ready(match ready!(Pin::new(stream).poll_send_file(cx, range)) {
         // Cut off under us.
-        Ok(0) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
         Ok(sent) => {
             range.offset += sent as u64;
-            range.length -= sent as u64;
-            Poll::Ready(Ok(sent))
+            range.length -= sent as u32;
+            Ok(Some(sent))
         }
-        Err(_) => {
-            let mut rest = vec![0; range.length as usize];
-            range.file.read_exact_at(&mut rest, range.offset)?;
-            *part = Part::Bytes(rest.into());
-            Poll::Ready(Ok(0))
-        }
-    }
+        Err(_) => Ok(None),
+    })
 }
 
 #[cfg(test)]
@@ -344,8 +353,10 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::future::poll_fn;
-    use std::sync::Arc;
     use tokio::io::AsyncWriteExt;
+
+    use crate::disk::FileDisk;
+    use crate::disk::file::Options;
 
     #[tokio::test]
     async fn what_is_taken_is_what_was_received_whatever_its_lengths() {
@@ -371,7 +382,7 @@ mod tests {
     }
 
     /// Queues small and long payloads and parts of a file; answers what is to arrive.
-    fn fill(outbox: &mut Outbox, file: &Arc<File>, content: &[u8]) -> Vec<u8> {
+    fn fill(outbox: &mut Outbox, disk: &FileDisk, content: &[u8]) -> Vec<u8> {
         let mut queued = Vec::new();
         for i in 0..300usize {
             let data = vec![i as u8; [16, 0, 9000, 20_000][i % 4]];
@@ -384,22 +395,32 @@ mod tests {
             if i % 5 == 0 {
                 let (start, length) = (i * 700, 1 + i * 1000 % 70_000);
                 queued.extend_from_slice(&content[start..start + length]);
-                outbox.put_file(FileRange { file: file.clone(), offset: start as u64, length: length as u64 });
+                outbox.put_file(FileRange { disk: disk.clone(), offset: start as u64, length: length as u32 });
             }
         }
         assert_eq!(outbox.len(), queued.len());
         queued
     }
 
+    /// On a disk, where the page cache can be told to forget.
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir_in("/var/tmp").unwrap()
+    }
+
     async fn arrives(mut here: impl SendFile + Unpin, mut there: impl AsyncRead + Unpin + Send + 'static) {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
+        let path = folder.path().join("disk");
         let content: Vec<u8> = (0..300_000u32).map(|i| (i >> 3) as u8).collect();
-        std::fs::write(folder.path().join("disk"), &content).unwrap();
-        let file = Arc::new(File::open(folder.path().join("disk")).unwrap());
+        std::fs::write(&path, &content).unwrap();
+        let disk = FileDisk::open(&path, Options::default()).unwrap();
         let mut outbox = Outbox::default();
-        let queued = fill(&mut outbox, &file, &content);
+        let queued = fill(&mut outbox, &disk, &content);
         let receiver = tokio::spawn(async move {
-            let mut received = Vec::new();
+            let mut received = vec![0; 1_000_000];
+            there.read_exact(&mut received).await.unwrap();
+            // What is not sent yet cannot be sent from memory any more, in part.
+            disk.flush().await.unwrap();
+            disk.forget_cached().await.unwrap();
             there.read_to_end(&mut received).await.map(|_| received)
         });
         poll_fn(|cx| outbox.poll_send(cx, &mut here)).await.unwrap();
@@ -422,18 +443,35 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_was_cut_off_ends_the_connection() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("disk"), [1; 1000]).unwrap();
-        let file = Arc::new(File::open(folder.path().join("disk")).unwrap());
+        let folder = folder();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, [1; 100_000]).unwrap();
+        let disk = FileDisk::open(&path, Options::default()).unwrap();
         let (here, _there) = UnixStream::pair().unwrap();
-        let (other, _there) = tokio::io::duplex(10_000);
-        let range = FileRange { file, offset: 900, length: 200 };
-        let eof = |sent: io::Result<()>| assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         let (mut stream, mut outbox) = (Stream::unix(here).unwrap(), Outbox::default());
-        outbox.put_file(range.clone());
-        eof(poll_fn(|cx| outbox.poll_send(cx, &mut stream)).await);
-        let (mut stream, mut outbox) = (other, Outbox::default());
-        outbox.put_file(range);
-        eof(poll_fn(|cx| outbox.poll_send(cx, &mut stream)).await);
+        outbox.put_file(FileRange { disk, offset: 0, length: 100_000 });
+        File::options().write(true).open(&path).unwrap().set_len(50_000).unwrap();
+        assert!(poll_fn(|cx| outbox.poll_send(cx, &mut stream)).await.is_err());
+    }
+
+    /// What is lent shows what was written, whether the medium has it or not.
+    #[tokio::test]
+    async fn a_file_whose_pages_wait_in_a_socket_has_not_forgotten_them() {
+        const LENGTH: usize = 100_000;
+        let folder = folder();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, [1; LENGTH]).unwrap();
+        let disk = FileDisk::open(&path, Options::default()).unwrap();
+        disk.flush().await.unwrap();
+        disk.read(0, LENGTH as u32).await.unwrap();
+        // Before Linux 6.5 nothing is lent.
+        let lends = disk.resident(0, LENGTH as u32).is_some();
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let (mut stream, mut outbox) = (Stream::unix(here).unwrap(), Outbox::default());
+        outbox.put_file(FileRange { disk: disk.clone(), offset: 0, length: LENGTH as u32 });
+        poll_fn(|cx| outbox.poll_send(cx, &mut stream)).await.unwrap();
+        assert_eq!(disk.forget_cached().await, Ok(!lends));
+        there.read_exact(&mut [0; LENGTH]).await.unwrap();
+        assert_eq!(disk.forget_cached().await, Ok(true));
     }
 }
