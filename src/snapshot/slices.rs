@@ -12,7 +12,7 @@ use crate::units::{LogIndex, Timestamp};
 use crate::volume::{Cut, Volume};
 
 /// No second passes without a slice, unless a change stays in flight for longer than [`NOTE_EVERY`].
-pub const SLICE_EVERY: Duration = Duration::from_secs(1);
+const SLICE_EVERY: Duration = Duration::from_secs(1);
 /// How often a time is noted: a cut bears the last one by which nothing was admitted that it lacks. Under load that is
 /// now and then the present and mostly the one before, so that this is how far apart slices stray.
 const NOTE_EVERY: Duration = Duration::from_millis(125);
@@ -82,7 +82,7 @@ impl Slices {
         Self { named: Arc::default(), clock }
     }
 
-    /// Keeps a cut for each [`SLICE_EVERY`], and the volume's other times; runs until it is dropped.
+    /// Keeps a cut for each second, and the volume's other times; runs until it is dropped.
     pub async fn run(self, volume: Volume) {
         let mut notes = tokio::time::interval(NOTE_EVERY);
         notes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
