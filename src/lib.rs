@@ -32,6 +32,7 @@ pub mod task;
 
 pub mod disk;
 pub mod format;
+pub mod net;
 pub mod remote;
 
 pub mod chain;

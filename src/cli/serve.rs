@@ -9,7 +9,7 @@ use super::output;
 use super::stops::Stops;
 use crate::config;
 use crate::daemon::{Gateway, Options, notify};
-use crate::nbd::Address;
+use crate::net::Address;
 
 pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let file = args.config.display().to_string();

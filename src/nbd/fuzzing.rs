@@ -17,9 +17,9 @@ use tokio::sync::watch;
 use super::export::{Export, Exports};
 use super::negotiation::{Agreed, negotiate};
 use super::session::{self, End, SessionError};
-use super::stream::SendFile;
 use super::wire::{Chunk, InfoQuery, OptionHeader, OptionReply, Request, SimpleReply, command, option};
 use crate::disk::{Abilities, BlockSizes, Disk, Extent, Geometry, Identity, MemoryDisk, Pending, ZeroMode};
+use crate::net::SendFile;
 use crate::units::{KIB, MIB};
 
 pub(crate) use super::client::fuzzing::server;

@@ -16,7 +16,6 @@ pub(crate) mod fuzzing;
 mod negotiation;
 mod server;
 mod session;
-mod stream;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -26,5 +25,5 @@ pub mod wire;
 
 pub use client::{HandshakeError, NbdDisk, OpenError};
 pub use export::{Export, Exports, NameTaken};
-pub use server::{Address, AddressError, BindError, Server};
+pub use server::{BindError, Server};
 pub use uri::{Uri, UriError};

@@ -24,9 +24,9 @@ use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::negotiation::{Agreed, CONTEXT};
-use super::stream::{Inbox, Outbox, SendFile};
 use super::wire::{self, NbdError, Request, Run, SimpleReply, command, state};
 use crate::disk::{self, Disk, DiskError, Errno, Extent, FileRange, Pending, ZeroMode};
+use crate::net::{Inbox, Outbox, SendFile};
 use crate::units::{KIB, MIB, REQUEST_MAX};
 
 /// Payloads under way and replies not yet fetched, per connection: a client that wants them all costs no more.

@@ -8,10 +8,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::disk::{Abilities, BlockSizes, Geometry};
-use crate::nbd::stream::Stream;
 use crate::nbd::uri::{ServerAddress, Uri};
 use crate::nbd::wire::{self, ContextQuery, ExportFlags, Fields, InfoQuery, OptionHeader, OptionReply};
 use crate::nbd::wire::{handshake, info, option, reply};
+use crate::net::Stream;
 use crate::units::REQUEST_MAX;
 
 /// From the first packet to the end of the handshake.

@@ -16,8 +16,8 @@ use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::disk;
-use crate::nbd::stream::{Inbox, Outbox, SendFile};
 use crate::nbd::wire::{self, Chunk, Fields, NbdError, Request, Run, SimpleReply, chunk, command};
+use crate::net::{Inbox, Outbox, SendFile};
 use crate::units::Span;
 
 /// Requests that are queued for the socket before more are taken.

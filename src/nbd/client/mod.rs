@@ -27,11 +27,10 @@ pub use handshake::HandshakeError;
 use handshake::{Terms, connect};
 use link::{Dialect, Job, LinkError, Load, Reply};
 
-use super::server::Chain;
-use super::stream::Stream;
 use super::uri::{Uri, UriError};
 use super::wire::{command, state};
 use crate::disk::{self, Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
+use crate::net::{Chain, Stream};
 use crate::units::{GIB, KIB};
 
 /// Connections to a server that allows several: as many as `nbdcopy` uses.

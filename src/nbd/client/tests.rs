@@ -15,7 +15,8 @@ use crate::disk::{Abilities, MemoryDisk, conformance};
 use crate::nbd::testing::{Ram, SIZE, able, until};
 use crate::nbd::wire::{self, Chunk, ExportFlags, OptionHeader, OptionReply, Request, SimpleReply};
 use crate::nbd::wire::{chunk, info, option, reply};
-use crate::nbd::{Address, Export, Server};
+use crate::nbd::{Export, Server};
+use crate::net::Address;
 use crate::units::MIB;
 
 struct Running {

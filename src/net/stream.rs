@@ -43,7 +43,7 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
 /// A socket of either family.
 #[derive(Debug)]
-pub(super) enum Stream {
+pub enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -105,7 +105,7 @@ impl AsyncWrite for Stream {
 }
 
 /// A stream to which the kernel can send from a file by itself.
-pub(super) trait SendFile: AsyncWrite {
+pub(crate) trait SendFile: AsyncWrite {
     /// Answers how many bytes it sent; an error is of the file or of the stream, and sent nothing.
     fn poll_send_file(self: Pin<&mut Self>, _: &mut Context<'_>, _: &FileRange) -> Poll<io::Result<usize>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
@@ -139,7 +139,7 @@ impl SendFile for tokio::io::DuplexStream {}
 
 /// What was received and not yet taken.
 #[derive(Default)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     /// Empty while `large` is some.
     buffer: BytesMut,
     large: Option<Large>,
@@ -220,7 +220,7 @@ impl Inbox {
 
 /// What is queued and not yet sent, in order.
 #[derive(Default)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     sealed: VecDeque<Part>,
     /// Comes after all that is sealed; small messages gather here.
     tail: BytesMut,
