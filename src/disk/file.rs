@@ -1,7 +1,7 @@
 //! A file or a block device as a [`Disk`].
 //!
 //! What a client of it sees is meant to be what it would see of `nbdkit file` on the same path. What is in the page
-//! cache is read at once, in the caller's task, or can be had without a copy ([`Disk::resident`]). Short direct reads and writes, short reads of what is not in the page
+//! cache is read at once, in the caller's task. Short direct reads and writes, short reads of what is not in the page
 //! cache, and flushes go through an io_uring (`ring`) where the kernel lets us have one, which is found out when the
 //! disk is opened. All else runs on tokio's blocking threads, so methods are called inside a tokio runtime: what takes
 //! longer than a hop to another thread, and buffered writes, which an io_uring would do one after the other, each
@@ -14,7 +14,6 @@
 
 mod erase;
 mod open;
-mod residence;
 mod ring;
 
 use std::fs::File;
@@ -32,9 +31,8 @@ use rustix::io::{self, ReadWriteFlags, pwritev2, retry_on_intr};
 
 use self::erase::{Eraser, Latch};
 pub use self::open::{OpenError, Options};
-use self::residence::Residence;
 use self::ring::Ring;
-use super::{Abilities, BlockSizes, Disk, Errno, Extent, FileRange, Geometry, Identity, Pending, Result, ZeroMode};
+use super::{Abilities, BlockSizes, Disk, Errno, Extent, Geometry, Identity, Pending, Result, ZeroMode};
 use crate::units::{KIB, Span};
 
 /// Up to this many bytes are copied from or to the page cache in the caller's task, or handed to the ring: some 30 µs,
@@ -42,7 +40,6 @@ use crate::units::{KIB, Span};
 const INLINE_MAX: usize = 256 * KIB as usize;
 
 /// A regular file or a block device.
-#[derive(Clone)]
 pub struct FileDisk {
     inner: Arc<Inner>,
 }
@@ -62,8 +59,6 @@ struct Inner {
     name: String,
     read_nowait: Latch,
     write_nowait: Latch,
-    /// None where nothing is lent of the page cache.
-    residence: Option<Residence>,
     eraser: Eraser,
 }
 
@@ -98,7 +93,6 @@ impl FileDisk {
             multi_conn: true,
         };
         let file = Arc::new(found.file);
-        let residence = if options.direct { None } else { Residence::of(&file, found.size) };
         let ring = if found.in_memory {
             None
         } else {
@@ -121,15 +115,10 @@ impl FileDisk {
                 name: found.name,
                 read_nowait: Latch::new(direct.is_none()),
                 write_nowait: Latch::new(direct.is_none()),
-                residence,
                 direct,
                 eraser,
             }),
         })
-    }
-
-    pub fn file(&self) -> &File {
-        &self.inner.file
     }
 
     pub fn path(&self) -> &Path {
@@ -270,13 +259,6 @@ impl Disk for FileDisk {
         })
     }
 
-    fn resident(&self, offset: u64, length: u32) -> Option<FileRange> {
-        self.geometry().admit(offset, length.into()).ok()?;
-        let span = Span::at(offset, length.into());
-        let resident = self.inner.residence.as_ref()?.holds(span);
-        resident.then(|| FileRange { disk: self.clone(), offset, length })
-    }
-
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
         if let Err(refused) = self.geometry().admit_change(offset, data.len() as u64) {
             return Pending::ready(Err(refused));
@@ -341,9 +323,7 @@ impl Disk for FileDisk {
             // Nothing is cached of what is read directly; clean pages are dropped, and those of a failed write-back
             // are clean.
             retry_on_intr(|| fadvise(&inner.file, 0, None, Advice::DontNeed))?;
-            // What is in memory alone has no medium.
-            let residence = inner.residence.as_ref().filter(|_| !inner.in_memory);
-            Ok(residence.is_none_or(|residence| residence.gave_up(&inner.file)))
+            Ok(true)
         })
     }
 

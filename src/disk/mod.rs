@@ -25,7 +25,6 @@ pub use memory::MemoryDisk;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -241,14 +240,6 @@ pub struct Identity {
     pub modified: Option<i128>,
 }
 
-/// A part of a file that shows a part of a disk.
-#[derive(Clone)]
-pub struct FileRange {
-    pub disk: FileDisk,
-    pub offset: u64,
-    pub length: u32,
-}
-
 /// A disk: read, changed and flushed by byte ranges, many operations at a time, from any task.
 pub trait Disk: Send + Sync + 'static {
     /// As of now; a disk may grow.
@@ -256,12 +247,6 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Exactly `length` bytes (at most the maximum block size).
     fn read(&self, offset: u64, length: u32) -> Pending<Bytes>;
-
-    /// The same for whoever has the kernel hand the content on, as from a file to a socket: none unless it stands in
-    /// the kernel's memory. The read lasts until the receiver has the content, which may be of any moment until then.
-    fn resident(&self, _offset: u64, _length: u32) -> Option<FileRange> {
-        None
-    }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()>;
 
@@ -296,15 +281,12 @@ pub trait Disk: Send + Sync + 'static {
     }
 }
 
-impl<D: Disk + ?Sized> Disk for Arc<D> {
+impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
     fn geometry(&self) -> Geometry {
         (**self).geometry()
     }
     fn read(&self, offset: u64, length: u32) -> Pending<Bytes> {
         (**self).read(offset, length)
-    }
-    fn resident(&self, offset: u64, length: u32) -> Option<FileRange> {
-        (**self).resident(offset, length)
     }
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
         (**self).write(offset, data, fua)

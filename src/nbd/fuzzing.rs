@@ -19,7 +19,6 @@ use super::negotiation::{Agreed, negotiate};
 use super::session::{self, End, SessionError};
 use super::wire::{Chunk, InfoQuery, OptionHeader, OptionReply, Request, SimpleReply, command, option};
 use crate::disk::{Abilities, BlockSizes, Disk, Extent, Geometry, Identity, MemoryDisk, Pending, ZeroMode};
-use crate::net::SendFile;
 use crate::units::{KIB, MIB};
 
 pub(crate) use super::client::fuzzing::server;
@@ -232,8 +231,6 @@ impl AsyncRead for Script<'_> {
         Poll::Ready(Ok(()))
     }
 }
-
-impl SendFile for Script<'_> {}
 
 impl AsyncWrite for Script<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

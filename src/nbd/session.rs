@@ -20,14 +20,14 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::negotiation::{Agreed, CONTEXT};
 use super::wire::{self, NbdError, Request, Run, SimpleReply, command, state};
-use crate::disk::{self, Disk, DiskError, Errno, Extent, FileRange, Pending, ZeroMode};
-use crate::net::{Inbox, Outbox, SendFile};
-use crate::units::{KIB, MIB, REQUEST_MAX};
+use crate::disk::{self, Disk, DiskError, Errno, Extent, Pending, ZeroMode};
+use crate::net::{Inbox, Outbox};
+use crate::units::{MIB, REQUEST_MAX};
 
 /// Payloads under way and replies not yet fetched, per connection: a client that wants them all costs no more.
 const IN_FLIGHT_BYTES_MAX: usize = 64 * MIB as usize;
@@ -37,8 +37,6 @@ const IN_FLIGHT_REQUESTS_MAX: usize = 1024;
 const SKIP_MAX: u32 = 2 * REQUEST_MAX;
 /// Replies that are gathered before the first is sent: a send of this size is as cheap per byte as a larger one.
 const SEND_BATCH: usize = 256 * 1024;
-/// From this length on, having the kernel send from a file costs less than reading the file and sending what was read.
-const SEND_FILE_MIN: u32 = 32 * KIB as u32;
 /// Runs in one answer to a block status; the client asks on from their end.
 const EXTENTS_MAX: usize = 4096;
 
@@ -73,7 +71,7 @@ pub(super) enum SessionError {
 
 /// Serves a client until it leaves, breaks the protocol, or `stop` becomes true (or has no sender any more).
 pub(super) async fn serve(
-    stream: impl AsyncRead + SendFile + Unpin,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     agreed: Agreed,
     mut stop: watch::Receiver<bool>,
 ) -> Result<End, SessionError> {
@@ -147,7 +145,7 @@ enum Paused {
     Full,
 }
 
-impl<S: AsyncRead + SendFile + Unpin> Session<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, SessionError>> {
         loop {
             let paused = if self.end.is_none() { self.take_requests()? } else { Paused::Full };
@@ -238,12 +236,6 @@ impl<S: AsyncRead + SendFile + Unpin> Session<S> {
         let Request { flags, command, offset, length, .. } = request;
         let has = |flag| flags & flag != 0;
         let fua = has(command::FLAG_FUA);
-        if command == command::READ
-            && length >= SEND_FILE_MIN
-            && let Some(range) = self.disk.resident(offset, length)
-        {
-            return self.reply(&request, Ok(Answer::File(range)));
-        }
         let operation = match command {
             command::READ => Operation::Read(self.disk.read(offset, length)),
             command::WRITE => Operation::Change(self.disk.write(offset, data, fua)),
@@ -282,12 +274,12 @@ impl<S: AsyncRead + SendFile + Unpin> Session<S> {
                 self.refuse(request, NbdError::EIO);
             }
             Ok(Answer::Data(data)) => {
-                self.put_data_header(request);
+                if self.agreed.structured_replies {
+                    self.outbox.put(&wire::data_chunk(cookie, offset, length));
+                } else {
+                    self.outbox.put(&SimpleReply { error: 0, cookie }.encode());
+                }
                 self.outbox.put_payload(data);
-            }
-            Ok(Answer::File(range)) => {
-                self.put_data_header(request);
-                self.outbox.put_file(range);
             }
             Ok(Answer::Done) => self.outbox.put(&SimpleReply { error: 0, cookie }.encode()),
             Ok(Answer::Map(extents)) => match runs(request, &extents) {
@@ -299,14 +291,6 @@ impl<S: AsyncRead + SendFile + Unpin> Session<S> {
             Err(error) => self.refuse(request, NbdError::of(error.errno(), flags)),
         }
         Ok(())
-    }
-
-    fn put_data_header(&mut self, request: &Request) {
-        if self.agreed.structured_replies {
-            self.outbox.put(&wire::data_chunk(request.cookie, request.offset, request.length));
-        } else {
-            self.outbox.put(&SimpleReply { error: 0, cookie: request.cookie }.encode());
-        }
     }
 
     fn refuse(&mut self, request: &Request, error: NbdError) {
@@ -399,7 +383,6 @@ enum Operation {
 
 enum Answer {
     Data(Bytes),
-    File(FileRange),
     Done,
     Map(Vec<Extent>),
 }

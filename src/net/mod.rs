@@ -7,7 +7,7 @@ use std::fmt;
 
 pub use listen::{Address, Connection, ListenError, Listeners};
 pub use stream::Stream;
-pub(crate) use stream::{Inbox, Outbox, SendFile};
+pub(crate) use stream::{Inbox, Outbox};
 
 /// An error with its sources, on one line.
 pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));

@@ -1,8 +1,7 @@
 //! A connection's bytes: the socket, and what was received but not taken, or queued but not sent.
 //!
 //! [`Inbox`] and [`Outbox`] exist so that many messages cost one system call and payloads are not copied: a payload
-//! is a slice of the buffer that it was received into, or has a buffer of its own; what is sent is gathered. What stands
-//! in a file that the kernel has in memory is sent from there.
+//! is a slice of the buffer that it was received into, or has a buffer of its own; what is sent is gathered.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -11,12 +10,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use rustix::fs::sendfile;
 use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-
-use crate::disk::{Disk, FileRange, Pending};
 
 /// What is received at once: some requests of the usual 128 KiB, or thousands of small ones.
 const CHUNK: usize = 512 * 1024;
@@ -104,39 +100,6 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// A stream to which the kernel can send from a file by itself.
-pub(crate) trait SendFile: AsyncWrite {
-    /// Answers how many bytes it sent; an error is of the file or of the stream, and sent nothing.
-    fn poll_send_file(self: Pin<&mut Self>, _: &mut Context<'_>, _: &FileRange) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
-    }
-}
-
-impl SendFile for Stream {
-    fn poll_send_file(self: Pin<&mut Self>, cx: &mut Context<'_>, range: &FileRange) -> Poll<io::Result<usize>> {
-        either!(self, socket => loop {
-            ready!(socket.poll_write_ready(cx))?;
-            let send = || {
-                let mut offset = range.offset;
-                Ok(sendfile(&*socket, range.disk.file(), Some(&mut offset), range.length as usize)?)
-            };
-            match socket.try_io(Interest::WRITABLE, send) {
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                sent => return Poll::Ready(sent),
-            }
-        })
-    }
-}
-
-impl<S: SendFile + Unpin + ?Sized> SendFile for &mut S {
-    fn poll_send_file(mut self: Pin<&mut Self>, cx: &mut Context<'_>, range: &FileRange) -> Poll<io::Result<usize>> {
-        Pin::new(&mut **self).poll_send_file(cx, range)
-    }
-}
-
-#[cfg(test)]
-impl SendFile for tokio::io::DuplexStream {}
-
 /// What was received and not yet taken.
 #[derive(Default)]
 pub(crate) struct Inbox {
@@ -221,26 +184,10 @@ impl Inbox {
 /// What is queued and not yet sent, in order.
 #[derive(Default)]
 pub(crate) struct Outbox {
-    sealed: VecDeque<Part>,
+    sealed: VecDeque<Bytes>,
     /// Comes after all that is sealed; small messages gather here.
     tail: BytesMut,
     length: usize,
-}
-
-enum Part {
-    Bytes(Bytes),
-    File(FileRange),
-    /// Of a file, but the kernel does not have it in memory any more.
-    Read(Pending<Bytes>),
-}
-
-impl Part {
-    fn bytes(&self) -> Option<&[u8]> {
-        match self {
-            Self::Bytes(bytes) => Some(bytes),
-            Self::File(_) | Self::Read(_) => None,
-        }
-    }
 }
 
 impl Outbox {
@@ -259,45 +206,18 @@ impl Outbox {
         if data.len() <= COPY_MAX {
             return self.put(&data);
         }
-        self.length += data.len();
-        self.seal(Part::Bytes(data));
-    }
-
-    /// Queues a payload that the kernel sends from where it stands.
-    pub fn put_file(&mut self, range: FileRange) {
-        self.length += range.length as usize;
-        self.seal(Part::File(range));
-    }
-
-    fn seal(&mut self, part: Part) {
         if !self.tail.is_empty() {
-            self.sealed.push_back(Part::Bytes(self.tail.split().freeze()));
+            self.sealed.push_back(self.tail.split().freeze());
         }
-        self.sealed.push_back(part);
+        self.length += data.len();
+        self.sealed.push_back(data);
     }
 
     /// Sends; ready when nothing is left.
-    pub fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut (impl SendFile + Unpin)) -> Poll<io::Result<()>> {
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<()>> {
         while self.length > 0 {
-            match self.sealed.front_mut() {
-                Some(Part::File(range)) => {
-                    let Poll::Ready(sent) = poll_send_range(range, cx, stream)? else { return Poll::Pending };
-                    self.length -= sent.unwrap_or(0);
-                    match sent {
-                        None => self.sealed[0] = Part::Read(range.disk.read(range.offset, range.length)),
-                        Some(_) if range.length == 0 => drop(self.sealed.pop_front()),
-                        Some(_) => {}
-                    }
-                    continue;
-                }
-                Some(Part::Read(read)) => {
-                    let data = ready!(Pin::new(read).poll(cx)).map_err(io::Error::other)?;
-                    self.sealed[0] = Part::Bytes(data);
-                }
-                _ => {}
-            }
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let queued = self.sealed.iter().map(Part::bytes).chain([Some(&self.tail[..])]).map_while(|bytes| bytes);
+            let queued = self.sealed.iter().map(|bytes| &bytes[..]).chain([&self.tail[..]]);
             let mut count = 0;
             for (slice, bytes) in slices.iter_mut().zip(queued) {
                 *slice = IoSlice::new(bytes);
@@ -314,7 +234,7 @@ impl Outbox {
 
     fn drop_sent(&mut self, mut sent: usize) {
         self.length -= sent;
-        while let Some(Part::Bytes(first)) = self.sealed.front_mut() {
+        while let Some(first) = self.sealed.front_mut() {
             if sent < first.len() {
                 return first.advance(sent);
             }
@@ -325,38 +245,11 @@ impl Outbox {
     }
 }
 
-/// Sends from a file, and answers how much; none if that is to be read first. Whether the file or the stream is at
-/// fault then shows by itself.
-fn poll_send_range(
-    range: &mut FileRange,
-    cx: &mut Context<'_>,
-    stream: &mut (impl SendFile + Unpin),
-) -> Poll<io::Result<Option<usize>>> {
-    // It may have waited long, and nobody else shall wait for a disk here.
-    if range.disk.resident(range.offset, range.length).is_none() {
-        return Poll::Ready(Ok(None));
-    }
-    Poll::Ready(match ready!(Pin::new(stream).poll_send_file(cx, range)) {
-        // Cut off under us.
-        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(sent) => {
-            range.offset += sent as u64;
-            range.length -= sent as u32;
-            Ok(Some(sent))
-        }
-        Err(_) => Ok(None),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
     use std::future::poll_fn;
     use tokio::io::AsyncWriteExt;
-
-    use crate::disk::FileDisk;
-    use crate::disk::file::Options;
 
     #[tokio::test]
     async fn what_is_taken_is_what_was_received_whatever_its_lengths() {
@@ -381,97 +274,23 @@ mod tests {
         assert!(received == sent && inbox.is_empty());
     }
 
-    /// Queues small and long payloads and parts of a file; answers what is to arrive.
-    fn fill(outbox: &mut Outbox, disk: &FileDisk, content: &[u8]) -> Vec<u8> {
+    #[tokio::test]
+    async fn what_is_sent_is_what_was_queued_in_order() {
+        let (mut here, mut there) = tokio::io::duplex(10_000);
+        let mut outbox = Outbox::default();
         let mut queued = Vec::new();
         for i in 0..300usize {
             let data = vec![i as u8; [16, 0, 9000, 20_000][i % 4]];
             queued.extend_from_slice(&data);
-            if i % 3 == 0 {
-                outbox.put(&data)
-            } else {
-                outbox.put_payload(data.into())
-            }
-            if i % 5 == 0 {
-                let (start, length) = (i * 700, 1 + i * 1000 % 70_000);
-                queued.extend_from_slice(&content[start..start + length]);
-                outbox.put_file(FileRange { disk: disk.clone(), offset: start as u64, length: length as u32 });
-            }
+            if i % 3 == 0 { outbox.put(&data) } else { outbox.put_payload(data.into()) }
         }
         assert_eq!(outbox.len(), queued.len());
-        queued
-    }
-
-    /// On a disk, where the page cache can be told to forget.
-    fn folder() -> tempfile::TempDir {
-        tempfile::tempdir_in("/var/tmp").unwrap()
-    }
-
-    async fn arrives(mut here: impl SendFile + Unpin, mut there: impl AsyncRead + Unpin + Send + 'static) {
-        let folder = folder();
-        let path = folder.path().join("disk");
-        let content: Vec<u8> = (0..300_000u32).map(|i| (i >> 3) as u8).collect();
-        std::fs::write(&path, &content).unwrap();
-        let disk = FileDisk::open(&path, Options::default()).unwrap();
-        let mut outbox = Outbox::default();
-        let queued = fill(&mut outbox, &disk, &content);
         let receiver = tokio::spawn(async move {
-            let mut received = vec![0; 1_000_000];
-            there.read_exact(&mut received).await.unwrap();
-            // What is not sent yet cannot be sent from memory any more, in part.
-            disk.flush().await.unwrap();
-            disk.forget_cached().await.unwrap();
+            let mut received = Vec::new();
             there.read_to_end(&mut received).await.map(|_| received)
         });
         poll_fn(|cx| outbox.poll_send(cx, &mut here)).await.unwrap();
         drop(here);
         assert!(receiver.await.unwrap().unwrap() == queued && outbox.len() == 0);
-    }
-
-    #[tokio::test]
-    async fn what_is_sent_is_what_was_queued_in_order() {
-        let (here, there) = UnixStream::pair().unwrap();
-        arrives(Stream::unix(here).unwrap(), there).await;
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let there = TcpStream::connect(listener.local_addr().unwrap());
-        let (there, here) = tokio::join!(there, listener.accept());
-        arrives(Stream::tcp(here.unwrap().0).unwrap(), there.unwrap()).await;
-        // To what the kernel cannot send from a file.
-        let (here, there) = tokio::io::duplex(10_000);
-        arrives(here, there).await;
-    }
-
-    #[tokio::test]
-    async fn a_file_that_was_cut_off_ends_the_connection() {
-        let folder = folder();
-        let path = folder.path().join("disk");
-        std::fs::write(&path, [1; 100_000]).unwrap();
-        let disk = FileDisk::open(&path, Options::default()).unwrap();
-        let (here, _there) = UnixStream::pair().unwrap();
-        let (mut stream, mut outbox) = (Stream::unix(here).unwrap(), Outbox::default());
-        outbox.put_file(FileRange { disk, offset: 0, length: 100_000 });
-        File::options().write(true).open(&path).unwrap().set_len(50_000).unwrap();
-        assert!(poll_fn(|cx| outbox.poll_send(cx, &mut stream)).await.is_err());
-    }
-
-    /// What is lent shows what was written, whether the medium has it or not.
-    #[tokio::test]
-    async fn a_file_whose_pages_wait_in_a_socket_has_not_forgotten_them() {
-        const LENGTH: usize = 100_000;
-        let folder = folder();
-        let path = folder.path().join("disk");
-        std::fs::write(&path, [1; LENGTH]).unwrap();
-        let disk = FileDisk::open(&path, Options::default()).unwrap();
-        disk.flush().await.unwrap();
-        disk.read(0, LENGTH as u32).await.unwrap();
-        // Before Linux 6.5 nothing is lent.
-        let lends = disk.resident(0, LENGTH as u32).is_some();
-        let (here, mut there) = UnixStream::pair().unwrap();
-        let (mut stream, mut outbox) = (Stream::unix(here).unwrap(), Outbox::default());
-        outbox.put_file(FileRange { disk: disk.clone(), offset: 0, length: LENGTH as u32 });
-        poll_fn(|cx| outbox.poll_send(cx, &mut stream)).await.unwrap();
-        assert_eq!(disk.forget_cached().await, Ok(!lends));
-        there.read_exact(&mut [0; LENGTH]).await.unwrap();
-        assert_eq!(disk.forget_cached().await, Ok(true));
     }
 }

@@ -8,9 +8,7 @@
 //! connection cost is in neither.
 //!
 //! Counted is what the store has answered, errors too. Not counted: what is refused before it gets there or has no
-//! length, a read that nobody waits for any more, and what the gateway asks of the store for its own sake (scans,
-//! reading back, flushes). A read that the kernel sends from the page cache counts as answered when it is known to
-//! stand there.
+//! length, a read that nobody waits for any more, and what the gateway asks of the store for its own sake (scans, reading back, flushes).
 //!
 //! A `Stopwatch` goes along with the operation; nothing is decided by what it shows. It looks at the clock twice for a
 //! read and three times for a change that the store answers at once: there, what the answer means for the log is left

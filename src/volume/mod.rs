@@ -46,7 +46,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::disk::{Disk, DiskError, Extent, FileRange, Geometry, Identity, Pending, ZeroMode};
+use crate::disk::{Disk, DiskError, Extent, Geometry, Identity, Pending, ZeroMode};
 use crate::failpoint::{self, Safeguard};
 use crate::units::{LogIndex, REGION, Sequence, Span};
 use crate::writelog::VolumeLog;
@@ -491,14 +491,6 @@ impl Disk for Volume {
                 ready
             }
         }
-    }
-
-    fn resident(&self, offset: u64, length: u32) -> Option<FileRange> {
-        let mut watch = Stopwatch::start(Kind::Read);
-        let resident = self.0.store.resident(offset, length)?;
-        watch.lap_store();
-        watch.count(&self.0.latencies);
-        Some(resident)
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {

@@ -245,38 +245,6 @@ fn a_kernel_with_io_uring_serves_direct_io_cache_misses_and_flushes_without_a_ru
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_page_cache_has_can_be_had_without_a_copy_and_nothing_else() {
-    const ALL: u32 = 2 * MIB as u32;
-    let folder = folder();
-    let path = folder.path().join("disk");
-    let disk = FileDisk::open(&path, BUFFERED).unwrap();
-    disk.write(0, vec![7; ALL as usize].into(), false).await.unwrap();
-    disk.flush().await.unwrap();
-    let resident = disk.resident(0, ALL);
-    // Before Linux 6.5 there is no asking.
-    let asks = disk.inner.residence.is_some();
-    assert_eq!(resident.is_some(), asks);
-    if let Some(range) = resident {
-        let mut found = vec![0; ALL as usize];
-        range.disk.file().read_exact_at(&mut found, range.offset).unwrap();
-        assert_eq!((range.length, found), (ALL, vec![7; ALL as usize]));
-    }
-    assert!(disk.resident(0, 0).is_none());
-    assert!(disk.resident(3 * MIB, ALL).is_none(), "beyond the end");
-
-    rustix::fs::fadvise(&disk.inner.file, 0, None, Advice::DontNeed).unwrap();
-    rustix::fs::fadvise(&disk.inner.file, 0, None, Advice::Random).unwrap();
-    assert!(disk.resident(0, ALL).is_none(), "nothing is cached");
-    disk.read(0, ALL - 4096).await.unwrap();
-    assert!(disk.resident(0, ALL).is_none(), "the last page is not");
-    disk.read(u64::from(ALL) - 4096, 4096).await.unwrap();
-    assert_eq!(disk.resident(0, ALL).is_some(), asks);
-
-    let direct = FileDisk::open(folder.path().join("direct"), DIRECT).unwrap();
-    assert!(direct.resident(0, ALL).is_none());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_operations_at_once_wait_for_each_other_and_all_end() {
     const COUNT: u64 = 5000;
     let folder = folder();

@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::disk;
 use crate::nbd::wire::{self, Chunk, Fields, NbdError, Request, Run, SimpleReply, chunk, command};
-use crate::net::{Inbox, Outbox, SendFile};
+use crate::net::{Inbox, Outbox};
 use crate::units::Span;
 
 /// Requests that are queued for the socket before more are taken.
@@ -96,7 +96,7 @@ pub(super) struct Dialect {
 
 /// Runs until `jobs` is closed and all of them are answered, or the link breaks.
 pub(super) async fn run(
-    stream: impl AsyncRead + SendFile + Unpin,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     dialect: Dialect,
     jobs: mpsc::UnboundedReceiver<Job>,
 ) -> Result<(), LinkError> {
@@ -147,7 +147,7 @@ struct InFlight {
     _load: Option<Load>,
 }
 
-impl<S: AsyncRead + SendFile + Unpin> Link<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
         loop {
             while !self.left && self.outbox.len() < SEND_BATCH {
