@@ -36,6 +36,7 @@ pub mod net;
 pub mod remote;
 
 pub mod chain;
+pub mod iscsi;
 pub mod marks;
 pub mod nbd;
 pub mod writelog;

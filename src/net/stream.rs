@@ -60,6 +60,16 @@ impl Stream {
         sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)?;
         Ok(Self::Unix(socket))
     }
+
+    /// Where the other side has connected to, as it knows it: `host:port`; of a unix socket its path.
+    pub fn local_address(&self) -> io::Result<String> {
+        Ok(match self {
+            Self::Tcp(socket) => socket.local_addr()?.to_string(),
+            Self::Unix(socket) => {
+                socket.local_addr()?.as_pathname().map_or_else(String::new, |path| path.display().to_string())
+            }
+        })
+    }
 }
 
 /// Does the same with the socket of either family.
