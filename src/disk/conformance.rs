@@ -26,6 +26,8 @@ const OPERATIONS: u32 = 400;
 const LENGTH_MAX: u64 = 200 * KIB;
 /// Concurrent writers, each on ranges of its own.
 const LANES: u64 = 8;
+/// How far each of them counts.
+const COUNTS: u64 = 50;
 
 /// Runs the whole suite with a seed of its own each time; the seed is printed.
 pub async fn check(disk: Arc<dyn Disk>) {
@@ -49,6 +51,7 @@ pub async fn check_with_seed(disk: Arc<dyn Disk>, seed: u64) {
         model.run(&*disk).await;
         model.write_the_largest(&*disk).await;
         disjoint_changes_leave_each_other_alone(&disk, &mut model).await;
+        no_change_comes_between_the_two_halves_of_a_rewrite(&disk, &mut model).await;
         a_dropped_write_is_not_taken_back(&*disk, &mut model).await;
     }
     model.check_content(&*disk).await;
@@ -159,6 +162,37 @@ async fn disjoint_changes_leave_each_other_alone(disk: &Arc<dyn Disk>, model: &m
             model.content[offset as usize..(offset + stripe) as usize].fill(fill);
         }
     }
+    model.check_content(&**disk).await;
+}
+
+/// Lanes count in the same bytes: no count is lost. A rewrite that makes nothing changes nothing.
+async fn no_change_comes_between_the_two_halves_of_a_rewrite(disk: &Arc<dyn Disk>, model: &mut Model) {
+    let length = disk.geometry().block.minimum.max(8);
+    disk.write(0, Bytes::from(vec![0; length as usize]), false).await.expect("a write");
+    model.content[..length as usize].fill(0);
+    match disk.rewrite(0, length, Box::new(|_| None), false).await {
+        Err(DiskError::Refused(Errno::ENOTSUP)) => return,
+        answer => assert_eq!(answer, Ok(false)),
+    }
+    let lanes = (0..LANES).map(|_| {
+        let disk = disk.clone();
+        tokio::spawn(async move {
+            for _ in 0..COUNTS {
+                let count = |found: Bytes| {
+                    let mut bytes = found.to_vec();
+                    let count = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+                    bytes[..8].copy_from_slice(&(count + 1).to_le_bytes());
+                    Some(bytes.into())
+                };
+                assert_eq!(disk.rewrite(0, length, Box::new(count), false).await, Ok(true));
+                assert_eq!(disk.rewrite(0, length, Box::new(|_| None), false).await, Ok(false));
+            }
+        })
+    });
+    for lane in join_all(lanes.collect::<Vec<_>>()).await {
+        lane.expect("a lane came to its end");
+    }
+    model.content[..8].copy_from_slice(&(LANES * COUNTS).to_le_bytes());
     model.check_content(&**disk).await;
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{Disk, DiskError, Extent, Geometry, Identity, Pending, Result, ZeroMode};
+use super::{Disk, DiskError, Extent, Geometry, Identity, Pending, Result, Rewrite, ZeroMode};
 use crate::units::Span;
 
 /// The kinds of operations that a disk has.
@@ -317,6 +317,11 @@ impl Disk for FaultyDisk {
             move |disk| disk.write(offset, data.clone(), fua),
             move |disk| disk.write(offset, first.clone(), false),
         )
+    }
+
+    /// No fault names it: what stands above reads and writes instead.
+    fn rewrite(&self, offset: u64, length: u32, change: Rewrite, fua: bool) -> Pending<bool> {
+        self.inner.rewrite(offset, length, change, fua)
     }
 
     fn flush(&self) -> Pending<()> {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Abilities, BlockSizes, Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, Result, ZeroMode};
+use super::{Abilities, BlockSizes, Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, Result, Rewrite, ZeroMode};
 use crate::units::{KIB, REQUEST_MAX, Span};
 
 /// Unit of allocation, and so of holes.
@@ -187,6 +187,21 @@ impl Disk for MemoryDisk {
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
         let able = !fua || self.geometry.abilities.fua;
         self.change((offset, data.len() as u64), able, |content, span| content.write(span, &data))
+    }
+
+    fn rewrite(&self, offset: u64, length: u32, change: Rewrite, fua: bool) -> Pending<bool> {
+        Pending::ready(self.geometry.admit_change(offset, length.into()).and_then(|()| {
+            require(!fua || self.geometry.abilities.fua)?;
+            let mut content = self.lock();
+            let span = Span::at(offset, length.into());
+            let Some(data) = change(content.read(span)) else { return Ok(false) };
+            if data.len() as u64 != span.len() {
+                return Err(DiskError::Refused(Errno::EINVAL));
+            }
+            content.changes += 1;
+            content.write(span, &data);
+            Ok(true)
+        }))
     }
 
     fn flush(&self) -> Pending<()> {

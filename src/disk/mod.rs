@@ -240,6 +240,9 @@ pub struct Identity {
     pub modified: Option<i128>,
 }
 
+/// What [`Disk::rewrite`] makes of what a range holds: as many bytes to be written there, or nothing.
+pub type Rewrite = Box<dyn FnOnce(Bytes) -> Option<Bytes> + Send>;
+
 /// A disk: read, changed and flushed by byte ranges, many operations at a time, from any task.
 pub trait Disk: Send + Sync + 'static {
     /// As of now; a disk may grow.
@@ -249,6 +252,12 @@ pub trait Disk: Send + Sync + 'static {
     fn read(&self, offset: u64, length: u32) -> Pending<Bytes>;
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()>;
+
+    /// Reads the range (at most the maximum block size) and writes what `change` makes of it; no other change of the
+    /// range comes between. Nothing is written if it makes nothing. Says whether it was written.
+    fn rewrite(&self, _offset: u64, _length: u32, _change: Rewrite, _fua: bool) -> Pending<bool> {
+        Pending::ready(Err(DiskError::Refused(Errno::ENOTSUP)))
+    }
 
     /// Makes durable all that had completed when this was called.
     fn flush(&self) -> Pending<()>;
@@ -290,6 +299,9 @@ impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
     }
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
         (**self).write(offset, data, fua)
+    }
+    fn rewrite(&self, offset: u64, length: u32, change: Rewrite, fua: bool) -> Pending<bool> {
+        (**self).rewrite(offset, length, change, fua)
     }
     fn flush(&self) -> Pending<()> {
         (**self).flush()

@@ -9,6 +9,7 @@ mod losses;
 mod points;
 mod recovery;
 mod restarts;
+mod rewriting;
 mod untracked;
 mod uploading;
 

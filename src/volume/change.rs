@@ -15,7 +15,7 @@ use super::heat::Cold;
 use super::latency::{Kind, Stopwatch};
 use super::ranges::RangeGuard;
 use super::{Core, LOG_FULL};
-use crate::disk::{Disk, DiskError, Errno, Pending, ZeroMode};
+use crate::disk::{Disk, DiskError, Errno, Pending, Rewrite, ZeroMode};
 use crate::format::log::LogOp;
 use crate::units::{LogIndex, REQUEST_MAX, SECTOR, Span};
 
@@ -62,6 +62,34 @@ impl Core {
             },
             Err(refused) => Pending::ready(Err(refused)),
         }
+    }
+
+    /// A change that depends on what the range holds: it is read with the range held, and is a write from there on.
+    pub(super) fn rewrite(self: &Arc<Self>, offset: u64, length: u32, change: Rewrite, fua: bool) -> Pending<bool> {
+        let mut watch = Stopwatch::start(Kind::Write);
+        let span = Span::at(offset, length.into());
+        if let Err(refused) = self.geometry.admit_change(offset, length.into()) {
+            return Pending::ready(Err(refused));
+        }
+        let core = self.clone();
+        Pending::later(async move {
+            if let Some(delay) = core.settings.throttle.and_then(|most| throttled(most, core.log.fill())) {
+                tokio::time::sleep(delay).await;
+            }
+            let guard = core.ranges.acquire(span.rounded_out(SECTOR)).await;
+            watch.lap_added();
+            let found = core.store.read(offset, length).await?;
+            watch.lap_store();
+            let Some(data) = change(found) else { return Ok(false) };
+            if data.len() as u64 != span.len() {
+                // Elsewhere the range is not held.
+                return Err(DiskError::Refused(Errno::EINVAL));
+            }
+            if !span.is_empty() {
+                core.begin(guard, span, Request::Write(data), fua, watch).await?;
+            }
+            Ok(true)
+        })
     }
 
     fn submit(self: &Arc<Self>, span: Span, request: Request, fua: bool, watch: Stopwatch) -> Pending<()> {

@@ -46,7 +46,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::disk::{Disk, DiskError, Extent, Geometry, Identity, Pending, ZeroMode};
+use crate::disk::{Disk, DiskError, Extent, Geometry, Identity, Pending, Rewrite, ZeroMode};
 use crate::failpoint::{self, Safeguard};
 use crate::units::{LogIndex, REGION, Sequence, Span};
 use crate::writelog::VolumeLog;
@@ -495,6 +495,10 @@ impl Disk for Volume {
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Pending<()> {
         self.0.change(offset, data.len() as u64, Request::Write(data), fua)
+    }
+
+    fn rewrite(&self, offset: u64, length: u32, change: Rewrite, fua: bool) -> Pending<bool> {
+        self.0.rewrite(offset, length, change, fua)
     }
 
     fn flush(&self) -> Pending<()> {
