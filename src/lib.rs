@@ -39,6 +39,7 @@ pub mod chain;
 pub mod iscsi;
 pub mod marks;
 pub mod nbd;
+pub mod scsi;
 pub mod writelog;
 
 pub mod config;

@@ -27,6 +27,7 @@ const LOG: LogId = LogId(*b"fedcba9876543210");
 fn main() {
     nbd_client();
     nbd_server();
+    scsi();
     log_recovery();
     marks();
     pack();
@@ -38,6 +39,58 @@ fn main() {
 fn write(target: &str, name: &str, parts: &[&[u8]]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(name), parts.concat())).unwrap();
+}
+
+fn scsi() {
+    let ask = |cdb: &[u8], data: &[u8]| {
+        let mut bytes = vec![0; 19];
+        bytes[1..=cdb.len()].copy_from_slice(cdb);
+        bytes[17..].copy_from_slice(&(data.len() as u16).to_le_bytes());
+        [&bytes, data].concat()
+    };
+    let look = [
+        ask(&[0x12, 0, 0, 0, 96, 0], &[]),
+        ask(&[0x12, 1, 0x83, 0, 255, 0], &[]),
+        ask(&[0x12, 1, 0xB0, 0, 64, 0], &[]),
+        ask(&[0x1A, 0, 0x3F, 0, 255, 0], &[]),
+        ask(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]),
+        ask(&[0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], &[]),
+        ask(&[0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0], &[]),
+        ask(&[0xA3, 0x0C, 0x80, 0, 0, 0, 0, 0, 255, 255, 0, 0], &[]),
+        ask(&[0xA3, 0x0C, 0x01, 0x2A, 0, 0, 0, 0, 255, 255, 0, 0], &[]),
+        ask(&[0xA3, 0x2A, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0], &[]),
+    ];
+    write("scsi", "valid-look", &look.each_ref().map(|command| &command[..]));
+    let mut unmap = vec![0, 22, 0, 16, 0, 0, 0, 0];
+    unmap.extend([0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0]);
+    let blocks = [
+        ask(&[0x2A, 0x08, 0, 0, 0, 2, 0, 0, 1, 0], &[0xA5; 512]),
+        ask(&[0x28, 0x08, 0, 0, 0, 2, 0, 0, 1, 0], &[]),
+        ask(&[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0], &[[0xA5; 512], [0x11; 512]].concat()),
+        ask(&[0x8B, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0], &[0x22; 512]),
+        ask(&[0x2F, 0x02, 0, 0, 0, 2, 0, 0, 1, 0], &[0x33; 512]),
+        ask(&[0x93, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 9, 0, 0], &[0x44; 512]),
+        ask(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &unmap),
+        ask(&[0x9E, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 40, 0, 0], &[]),
+        ask(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]),
+    ];
+    write("scsi", "valid-blocks", &blocks.each_ref().map(|command| &command[..]));
+    let keys = |current: u8, new: u8| {
+        let mut list = [0; 24];
+        (list[7], list[15]) = (current, new);
+        list
+    };
+    let reservations = [
+        ask(&[0x5F, 0x00, 0, 0, 0, 0, 0, 0, 24, 0], &keys(0, 1)),
+        ask(&[0x5F, 0x01, 0x05, 0, 0, 0, 0, 0, 24, 0], &keys(1, 0)),
+        ask(&[0x5E, 0x03, 0, 0, 0, 0, 0, 1, 0, 0], &[]),
+        ask(&[0x5F, 0x02, 0x05, 0, 0, 0, 0, 0, 24, 0], &keys(1, 0)),
+        ask(&[0x5F, 0x03, 0, 0, 0, 0, 0, 0, 24, 0], &keys(1, 0)),
+        ask(&[0x16, 0, 0, 0, 0, 0], &[]),
+    ];
+    write("scsi", "valid-reservations", &reservations.each_ref().map(|command| &command[..]));
+    let select = [0, 0, 0, 0, 0x0A, 0x0A, 0x06, 0x10, 0x08, 0, 0, 0, 0, 0, 0, 0];
+    write("scsi", "valid-mode", &[&ask(&[0x15, 0x10, 0, 0, 16, 0], &select)]);
 }
 
 fn keys() -> Keys {

@@ -8,7 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Abilities, BlockSizes, Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, Result, Rewrite, ZeroMode};
+use super::{
+    Abilities, BlockSizes, Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, Result, Rewrite, ZeroMode,
+};
 use crate::units::{KIB, REQUEST_MAX, Span};
 
 /// Unit of allocation, and so of holes.

@@ -40,6 +40,8 @@ pub enum Part {
     MarksTransaction,
     /// The file of the region marks as a whole.
     Marks,
+    /// The document of a SCSI unit's persistent reservations.
+    Reservations,
 }
 
 impl fmt::Display for Part {
@@ -66,6 +68,7 @@ impl fmt::Display for Part {
             Self::MarksPage => "page of the region marks",
             Self::MarksTransaction => "transaction of the region marks",
             Self::Marks => "region marks",
+            Self::Reservations => "persistent reservations",
         })
     }
 }

@@ -24,11 +24,13 @@ pub struct Target {
 }
 
 /// All of them. One that reads another format is added here, in `fuzz/fuzz_targets` and in `fuzz/Cargo.toml`.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     // A receive buffer, or a write or read of the largest block that the disk takes here.
     Target { name: "nbd_client", run: nbd_client, allocation: 1 << 20, per_byte: 16 },
     // As much as one answer can have: the runs of a block status.
     Target { name: "nbd_server", run: nbd_server, allocation: (8 << 20) + 4, per_byte: 16 },
+    // The largest transfer, or a few of the disk's pages.
+    Target { name: "scsi", run: scsi, allocation: 512 << 10, per_byte: 16 },
     // The window in which records are looked for; segments are small here.
     Target { name: "log_recovery", run: log_recovery, allocation: 1 << 20, per_byte: 16 },
     // The zeroes that a copy of the ring begins with, or as many bytes of pages.
@@ -55,6 +57,11 @@ pub fn nbd_client(input: &[u8]) -> bool {
 /// A server behind us that says anything, in negotiation and while requests are in flight.
 pub fn nbd_server(input: &[u8]) -> bool {
     crate::nbd::fuzzing::server(input)
+}
+
+/// An initiator that says anything.
+pub fn scsi(input: &[u8]) -> bool {
+    crate::scsi::fuzzing::initiator(input)
 }
 
 /// Segments of a log that hold anything.

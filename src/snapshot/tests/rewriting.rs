@@ -64,3 +64,50 @@ async fn a_rewrite_that_nobody_waits_for_goes_on_and_gives_its_range_back() {
     assert!(gateway.volume.rewrite(MIB, 512, exchange(7, 8), false).await.unwrap(), "the first was taken back");
     gateway.settles_current(&world).await;
 }
+
+/// The lock of a cluster's file system: compared and written by many hosts at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_compare_and_write_one_block_through_a_unit_never_both_win_and_the_copy_shows_the_last() {
+    use crate::scsi::{InitiatorPort, Status, Unit, UnitSettings};
+    const HOSTS: u8 = 4;
+    const ROUNDS: u32 = 40;
+    let world = World::new(SIZE);
+    let gateway = world.start().await;
+    gateway.settled().await;
+    let settings = UnitSettings {
+        name: "disk0".into(),
+        serial: "1".into(),
+        id: [1; 16],
+        target: "iqn.2026-11.example:disk0".into(),
+        target_ports: 1,
+        keep: None,
+    };
+    let unit = Unit::new(Arc::new(gateway.volume.clone()), settings).unwrap();
+    let hosts = (0..HOSTS).map(|host| {
+        let nexus = unit.attach(InitiatorPort { name: format!("iqn.h{host}"), isid: [host; 6], target_port: 1 });
+        assert!(nexus.admit(0, &[0; 6]).is_err(), "told of its start");
+        tokio::spawn(async move {
+            let mut won = 0;
+            let mut count: u32 = 0;
+            while count < ROUNDS {
+                let block = |count: u32| count.to_be_bytes().repeat(128);
+                let cdb = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 1, 0, 0];
+                let data = [block(count), block(count + 1)].concat();
+                let answer = nexus.execute(nexus.admit(0, &cdb).unwrap(), data.into()).await.unwrap();
+                match answer.status {
+                    Status::Good => won += 1,
+                    _ => assert_eq!(answer.sense.unwrap().code, 0x1D00, "{answer:?}"),
+                }
+                count += 1;
+                tokio::task::yield_now().await;
+            }
+            won
+        })
+    });
+    let won = futures_util::future::join_all(hosts.collect::<Vec<_>>()).await;
+    let won: u32 = won.into_iter().map(|won| won.unwrap()).sum();
+    let found = gateway.volume.read(16 * 512, 4).await.unwrap();
+    assert_eq!(u32::from_be_bytes(found[..].try_into().unwrap()), won, "a count was lost, or counted twice");
+    assert!(won > 0);
+    gateway.settles_current(&world).await;
+}

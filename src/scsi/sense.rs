@@ -1,0 +1,188 @@
+//! Statuses and sense data, and what a disk's errors become (SAM-5, 5.3; SPC-4, 4.5).
+
+use bytes::Bytes;
+
+use crate::disk::{DiskError, Errno};
+
+/// How a command ended (SAM-5, table 33).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    Good = 0x00,
+    CheckCondition = 0x02,
+    Busy = 0x08,
+    ReservationConflict = 0x18,
+    TaskSetFull = 0x28,
+    TaskAborted = 0x40,
+}
+
+/// SPC-4, table 48.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Key {
+    NoSense = 0x0,
+    NotReady = 0x2,
+    MediumError = 0x3,
+    HardwareError = 0x4,
+    IllegalRequest = 0x5,
+    UnitAttention = 0x6,
+    DataProtect = 0x7,
+    AbortedCommand = 0xB,
+    Miscompare = 0xE,
+}
+
+/// How sense data is laid out: the D_SENSE bit of the Control mode page says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Response code 70h, 18 bytes.
+    Fixed,
+    /// Response code 72h.
+    Descriptor,
+}
+
+/// Where what was refused stands (SPC-4, 4.5.2.4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// In the CDB; else in the parameter data.
+    pub in_cdb: bool,
+    pub byte: u16,
+    /// Most significant bit of the field, if it is not whole bytes.
+    pub bit: Option<u8>,
+}
+
+/// Why a command did not do what it asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sense {
+    pub key: Key,
+    /// ADDITIONAL SENSE CODE, and in the low byte its qualifier.
+    pub code: u16,
+    /// The INFORMATION field; what it means depends on the code.
+    pub information: Option<u64>,
+    pub field: Option<Field>,
+    pub format: Format,
+}
+
+impl Sense {
+    /// The initiator offers less data than the command is about (SPC-4, table 58).
+    pub const INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT: Self = Self::new(Key::IllegalRequest, 0x0E03);
+    /// Data that does not fit what was asked for (RFC 7143, 11.4.7.2).
+    pub const INCORRECT_AMOUNT_OF_DATA: Self = Self::new(Key::AbortedCommand, 0x0C0D);
+    /// Data that was lost on the way (RFC 7143, 11.4.7.2).
+    pub const PROTOCOL_SERVICE_CRC_ERROR: Self = Self::new(Key::AbortedCommand, 0x4705);
+
+    pub(super) const fn new(key: Key, code: u16) -> Self {
+        Self { key, code, information: None, field: None, format: Format::Fixed }
+    }
+
+    pub(super) const fn with_information(self, information: u64) -> Self {
+        Self { information: Some(information), ..self }
+    }
+
+    /// Of a field of the CDB.
+    pub(super) const fn at_cdb(self, byte: u16) -> Self {
+        Self { field: Some(Field { in_cdb: true, byte, bit: None }), ..self }
+    }
+
+    /// Of a field of the CDB that begins at this bit.
+    pub(super) const fn at_cdb_bit(self, byte: u16, bit: u8) -> Self {
+        Self { field: Some(Field { in_cdb: true, byte, bit: Some(bit) }), ..self }
+    }
+
+    /// Of a field of the parameter data.
+    pub(super) const fn at_parameter(self, byte: u16) -> Self {
+        Self { field: Some(Field { in_cdb: false, byte, bit: None }), ..self }
+    }
+
+    pub(super) const fn formatted(self, format: Format) -> Self {
+        Self { format, ..self }
+    }
+
+    /// As a current error, in its format (SPC-4, 4.5.2 and 4.5.3).
+    pub fn encode(&self) -> Bytes {
+        let [code, qualifier] = self.code.to_be_bytes();
+        match self.format {
+            Format::Fixed => {
+                let mut bytes = [0; 18];
+                bytes[0] = 0x70;
+                // What is longer than the field is not valid.
+                if let Some(information) = self.information.and_then(|all| u32::try_from(all).ok()) {
+                    bytes[0] |= 0x80;
+                    bytes[3..7].copy_from_slice(&information.to_be_bytes());
+                }
+                bytes[2] = self.key as u8;
+                bytes[7] = 10;
+                (bytes[12], bytes[13]) = (code, qualifier);
+                if let Some(field) = self.field {
+                    bytes[15..18].copy_from_slice(&field.encode());
+                }
+                Bytes::copy_from_slice(&bytes)
+            }
+            Format::Descriptor => {
+                let mut bytes = vec![0x72, self.key as u8, code, qualifier, 0, 0, 0, 0];
+                if let Some(information) = self.information {
+                    bytes.extend([0x00, 0x0A, 0x80, 0]);
+                    bytes.extend(information.to_be_bytes());
+                }
+                if let Some(field) = self.field {
+                    bytes.extend([0x02, 0x06, 0, 0]);
+                    bytes.extend(field.encode());
+                    bytes.push(0);
+                }
+                bytes[7] = (bytes.len() - 8) as u8;
+                bytes.into()
+            }
+        }
+    }
+}
+
+impl Field {
+    /// The sense key specific bytes.
+    fn encode(self) -> [u8; 3] {
+        let bit = self.bit.map_or(0, |bit| 0x08 | bit & 7);
+        let [high, low] = self.byte.to_be_bytes();
+        [0x80 | if self.in_cdb { 0x40 } else { 0 } | bit, high, low]
+    }
+}
+
+pub(super) const NO_SENSE: Sense = Sense::new(Key::NoSense, 0);
+pub(super) const UNRECOVERED_READ_ERROR: Sense = Sense::new(Key::MediumError, 0x1100);
+pub(super) const WRITE_ERROR: Sense = Sense::new(Key::MediumError, 0x0C00);
+pub(super) const INTERNAL_TARGET_FAILURE: Sense = Sense::new(Key::HardwareError, 0x4400);
+pub(super) const PARAMETER_LIST_LENGTH_ERROR: Sense = Sense::new(Key::IllegalRequest, 0x1A00);
+pub(super) const INVALID_COMMAND_OPERATION_CODE: Sense = Sense::new(Key::IllegalRequest, 0x2000);
+pub(super) const LBA_OUT_OF_RANGE: Sense = Sense::new(Key::IllegalRequest, 0x2100);
+pub(super) const INVALID_FIELD_IN_CDB: Sense = Sense::new(Key::IllegalRequest, 0x2400);
+pub(super) const LOGICAL_UNIT_NOT_SUPPORTED: Sense = Sense::new(Key::IllegalRequest, 0x2500);
+pub(super) const INVALID_FIELD_IN_PARAMETER_LIST: Sense = Sense::new(Key::IllegalRequest, 0x2600);
+pub(super) const INVALID_RELEASE: Sense = Sense::new(Key::IllegalRequest, 0x2604);
+pub(super) const SAVING_PARAMETERS_NOT_SUPPORTED: Sense = Sense::new(Key::IllegalRequest, 0x3900);
+pub(super) const INSUFFICIENT_REGISTRATION_RESOURCES: Sense = Sense::new(Key::IllegalRequest, 0x5504);
+pub(super) const WRITE_PROTECTED: Sense = Sense::new(Key::DataProtect, 0x2700);
+pub(super) const SOFTWARE_WRITE_PROTECTED: Sense = Sense::new(Key::DataProtect, 0x2702);
+pub(super) const SPACE_ALLOCATION_FAILED: Sense = Sense::new(Key::DataProtect, 0x2707);
+/// No answer, and nothing known of what became of the command.
+pub(super) const ABORTED_COMMAND: Sense = Sense::new(Key::AbortedCommand, 0x0000);
+pub(super) const MISCOMPARE: Sense = Sense::new(Key::Miscompare, 0x1D00);
+
+/// What a failed read is told as.
+pub(super) fn of_read(error: DiskError) -> Sense {
+    of(error, UNRECOVERED_READ_ERROR)
+}
+
+/// What a failed change or flush is told as.
+pub(super) fn of_change(error: DiskError) -> Sense {
+    of(error, WRITE_ERROR)
+}
+
+/// The one place where a disk's errors become sense data. A store that was lost ends the command as aborted, so that
+/// initiators try again; whoever drives the unit should rather end its sessions, as the store's own server would have.
+fn of(error: DiskError, medium: Sense) -> Sense {
+    match (error, error.errno()) {
+        (DiskError::Lost, _) | (_, Errno::ESHUTDOWN) => ABORTED_COMMAND,
+        (_, Errno::ENOSPC) => SPACE_ALLOCATION_FAILED,
+        (_, Errno::EPERM) => WRITE_PROTECTED,
+        (_, Errno::ENOTSUP) => INVALID_COMMAND_OPERATION_CODE,
+        (DiskError::Refused(_), _) => INVALID_FIELD_IN_CDB,
+        (DiskError::Io(_), _) => medium,
+    }
+}
