@@ -4,10 +4,10 @@
 //! write into a local *write log*, and uploads the log to object storage as a chain of *recovery points*.
 //!
 //! ```text
-//!         client (qemu, Linux nbd, nbdcopy, fio …)
-//!              │ NBD
+//!         client (qemu, Linux, ESXi, nbdcopy, fio …)
+//!              │ NBD · iSCSI
 //!       ┌──────▼───────┐
-//!       │ nbd          │   speaks a protocol; knows nothing but the trait Disk
+//!       │ nbd    iscsi │   speak a protocol; know nothing but the trait Disk
 //!       └──────┬───────┘
 //!       ┌──────▼───────┐  records   ┌───────────┐  coalesced   ┌───────────┐  packs, then   ┌────────┐
 //!       │ volume       ├───────────►│ writelog  ├─────────────►│ snapshot  ├───────────────►│ remote │
@@ -36,11 +36,12 @@ pub mod net;
 pub mod remote;
 
 pub mod chain;
-pub mod iscsi;
 pub mod marks;
 pub mod nbd;
 pub mod scsi;
 pub mod writelog;
+
+pub mod iscsi;
 
 pub mod config;
 pub mod restore;

@@ -13,6 +13,8 @@ has_command() { command -v "$1" >/dev/null; }
 has_sbin() { has_command "$1" || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
 has_sqlite() { [ -x "$python" ] && "$python" -c 'import sqlite3' 2>/dev/null; }
 has_libnbd() { [ -x "$python" ] && "$python" -c 'import nbd' 2>/dev/null; }
+has_qemu() { has_command qemu-img && has_command qemu-io && has_command qemu-nbd; }
+has_qemu_iscsi() { has_qemu && qemu-img --help | grep -qw iscsi; }
 has_venv() { [ -x "$python" ] && "$python" -c 'import venv, ensurepip' 2>/dev/null; }
 has_fio() { has_command fio && fio --enghelp 2>/dev/null | grep -qw nbd; }
 # A virtual environment names its own place, so that one whose folder was moved does not run.
@@ -29,7 +31,9 @@ absent() {
     { has_sbin losetup && has_command mount; } || echo mount
     has_command prlimit || echo util-linux
     has_fio || echo fio
-    { has_command qemu-img && has_command qemu-io; } || echo qemu-utils
+    { has_command iscsi-test-cu && has_command iscsi-inq && has_command iscsi-ls; } || echo libiscsi-bin
+    has_qemu || echo qemu-utils
+    has_qemu_iscsi || echo qemu-block-extra
     has_command node || echo nodejs
     has_command npm || echo npm
     has_venv || echo python3-venv
@@ -43,7 +47,10 @@ mapfile -t packages < <(absent)
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installing: ${packages[*]}"
     as_root apt-get update -q
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}"
+    install=(env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends)
+    # A newer qemu from elsewhere has its initiator in a package that may be nowhere; the distribution's fit each other.
+    as_root "${install[@]}" "${packages[@]}" ||
+        as_root "${install[@]}" --allow-downgrades "${packages[@]}" "qemu-utils/$(. /etc/os-release && echo "$VERSION_CODENAME")"
 fi
 
 mkdir -p "$tools"

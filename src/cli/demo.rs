@@ -21,12 +21,11 @@ use super::DemoArgs;
 use super::failure::Failure;
 use super::output::{self, Meter};
 use super::place::Place;
-use super::serve::uri;
 use super::stops::Stops;
 use crate::chain::resolve::Resolver;
 use crate::chain::{At, ChainError, ChainReader};
 use crate::config::{self, Config};
-use crate::daemon::{Gateway, Options};
+use crate::daemon::{Gateway, Offer, Options};
 use crate::format::names::VolumeName;
 use crate::nbd::NbdDisk;
 use crate::remote::{Limits, Remote};
@@ -179,10 +178,9 @@ async fn show(folder: &Folder, size: u64) -> Result<Figures, Failure> {
         Gateway::start(&config, Options::default()).await.map_err(|error| failed("start", "the gateway", &error))?;
     let no_volume = || Failure::new("find", "disk0").why("the quickstart's volume has another name");
     let volume = gateway.volume("disk0").ok_or_else(no_volume)?.clone();
-    let (name, address) = gateway.exports().first().ok_or_else(no_volume)?;
-    let uri = uri(name, address);
+    let Offer { uri, .. } = gateway.exports().first().ok_or_else(no_volume)?;
     output::announce(&format!("serving {uri}; the first copy begins while a client reads and writes there"));
-    let disk = NbdDisk::open(&uri).await.map_err(|error| failed("connect to", &uri, &error))?;
+    let disk = NbdDisk::open(uri).await.map_err(|error| failed("connect to", uri, &error))?;
     let mut play = Play { config, disk: Arc::new(disk), volume, live: Live::new(), done: Arc::default(), size };
 
     let load = Workload::start(&play.disk, SEED, &play.done);

@@ -8,8 +8,7 @@ use super::failure::Failure;
 use super::output;
 use super::stops::Stops;
 use crate::config;
-use crate::daemon::{Gateway, Options, notify};
-use crate::net::Address;
+use crate::daemon::{Gateway, Offer, Options, notify};
 
 pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let file = args.config.display().to_string();
@@ -23,8 +22,8 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         started = Gateway::start(&config, options) => started.map_err(|error| failed(&error))?,
         () = stops.next() => return Ok(()),
     };
-    for (volume, address) in gateway.exports() {
-        output::print(&format!("ready {volume} {}\n", uri(volume, address)))?;
+    for Offer { volume, uri } in gateway.exports() {
+        output::print(&format!("ready {volume} {uri}\n"))?;
     }
     notify::systemd("READY=1");
     stops.next().await;
@@ -36,13 +35,5 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
             Err(Failure::new("stop", &file)
                 .why("stopped before everything was published; the next start reads again what may be missing"))
         }
-    }
-}
-
-/// What a client is to be given (NetworkBlockDevice/nbd, doc/uri.md).
-pub fn uri(volume: &str, address: &Address) -> String {
-    match address {
-        Address::Tcp(address) => format!("nbd://{address}/{volume}"),
-        Address::Unix(path) => format!("nbd+unix:///{volume}?socket={}", path.display()),
     }
 }

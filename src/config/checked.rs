@@ -22,14 +22,40 @@ use crate::units::{KIB, MIB, TIB, VOLUME_MAX};
 pub struct Config {
     /// Folder of the log, the marks and the control socket.
     pub state: PathBuf,
-    /// At least one; no two are the same.
+    /// Of NBD; no two are the same.
     pub listen: Vec<Listen>,
+    /// None where nothing listens for iSCSI. There is this or an address of NBD, or both.
+    pub iscsi: Option<Iscsi>,
     pub remote: Remote,
     /// At least one; names and stores are unique.
     pub volumes: Vec<Volume>,
     pub log: Log,
     pub snapshot: Snapshot,
     pub upload: Upload,
+}
+
+/// Targets of iSCSI.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Iscsi {
+    /// At least one, all of TCP; no two are the same.
+    pub listen: Vec<Listen>,
+    /// What the names of all targets begin with, up to the colon.
+    pub iqn: String,
+    pub chap: Option<Chap>,
+}
+
+/// Who proves to be whom, by secrets in files that are not read yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chap {
+    pub initiator: Login,
+    /// What is proven to initiators that ask for it.
+    pub target: Option<Login>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    pub user: String,
+    pub secret_file: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +138,8 @@ const PARALLEL: (u64, u64) = (1, 64);
 const RATE_MIN: u64 = 64 * KIB;
 /// Smallest file that holds a block; a disk of less is of no use.
 const CREATE_MIN: u64 = 64 * KIB;
+/// A target's name has 223 bytes at most (RFC 7143, 4.2.7.1), and 64 are for the colon and the volume.
+const IQN_MAX: usize = 159;
 /// No disk's logical block is larger than this.
 const DIRECT_BLOCK_MAX: u64 = 4 * KIB;
 
@@ -121,6 +149,7 @@ pub fn check(written: written::Config, base: &Path, problems: &mut Vec<Problem>)
     let remote = check.remote(written.remote);
     let state = check.state(&written.top.state, remote.as_ref());
     let listen = check.listen(&written.listen);
+    let iscsi = check.iscsi(&written.listen, &written.iscsi);
     let snapshot = check.snapshot(&written.snapshot);
     let volumes = check.volumes(&written.volume, snapshot);
     let log = check.log(&written.log, written.volume.len());
@@ -128,6 +157,7 @@ pub fn check(written: written::Config, base: &Path, problems: &mut Vec<Problem>)
     Some(Config {
         state: state?,
         listen: listen?,
+        iscsi: iscsi?,
         remote: remote?,
         volumes: volumes?,
         log: log?,
@@ -170,17 +200,73 @@ impl Check<'_> {
     }
 
     fn listen(&mut self, written: &written::Listen) -> Option<Vec<Listen>> {
-        let addresses = written.nbd.as_slice();
-        if addresses.is_empty() {
+        if written.nbd.as_slice().is_empty() && written.iscsi.as_slice().is_empty() {
             return self.missing(&Section::Listen, "nbd", "nbd = \"127.0.0.1:10809\"");
         }
+        self.addresses("nbd", written.nbd.as_slice(), &[], Ok)
+    }
+
+    /// No two are the same, nor the same as one of `others`.
+    fn addresses(
+        &mut self,
+        key: &str,
+        written: &[String],
+        others: &[Listen],
+        allowed: impl Fn(Listen) -> Result<Listen, Fault>,
+    ) -> Option<Vec<Listen>> {
         let mut listen = Vec::new();
-        for text in addresses {
-            let address = Listen::parse(text, self.base)
-                .and_then(|address| if listen.contains(&address) { Err(Fault::AddressTwice) } else { Ok(address) });
-            listen.extend(self.value(&Section::Listen, "nbd", format_args!("{text:?}"), address));
+        for text in written {
+            let address = Listen::parse(text, self.base).and_then(&allowed).and_then(|address| {
+                let twice = listen.contains(&address) || others.contains(&address);
+                if twice { Err(Fault::AddressTwice) } else { Ok(address) }
+            });
+            listen.extend(self.value(&Section::Listen, key, format_args!("{text:?}"), address));
         }
-        (listen.len() == addresses.len()).then_some(listen)
+        (listen.len() == written.len()).then_some(listen)
+    }
+
+    fn iscsi(&mut self, listen: &written::Listen, written: &written::Iscsi) -> Option<Option<Iscsi>> {
+        let of_nbd: Vec<Listen> =
+            listen.nbd.as_slice().iter().filter_map(|text| Listen::parse(text, self.base).ok()).collect();
+        let portals = self.addresses("iscsi", listen.iscsi.as_slice(), &of_nbd, |address| match address {
+            Listen::Tcp { .. } => Ok(address),
+            Listen::Unix(_) => Err(Fault::NotAPortal),
+        });
+        let iqn = if is_iqn(&written.iqn) { Ok(written.iqn.clone()) } else { Err(Fault::NotAnIqn { max: IQN_MAX }) };
+        let iqn = self.value(&Section::Iscsi, "iqn", format_args!("{:?}", written.iqn), iqn);
+        let chap = match &written.chap {
+            Some(chap) => self.chap(chap).map(Some),
+            None => Some(None),
+        };
+        let (listen, iqn, chap) = (portals?, iqn?, chap?);
+        Some((!listen.is_empty()).then_some(Iscsi { listen, iqn, chap }))
+    }
+
+    fn chap(&mut self, written: &written::Chap) -> Option<Chap> {
+        let initiator = self.login("user", &written.user, "secret_file", &written.secret_file);
+        let target = match (&written.peer_user, &written.peer_secret_file) {
+            (None, None) => Some(None),
+            (Some(user), Some(file)) => self.login("peer_user", user, "peer_secret_file", file).map(Some),
+            (Some(_), None) => self.half("peer_user", "peer_secret_file"),
+            (None, Some(_)) => self.half("peer_secret_file", "peer_user"),
+        };
+        let (initiator, target) = (initiator?, target?);
+        if target.as_ref().is_some_and(|target| target.secret_file == initiator.secret_file) {
+            return self.report(Section::Iscsi.problem("chap.peer_secret_file", Fault::SameSecret));
+        }
+        Some(Chap { initiator, target })
+    }
+
+    fn half<T>(&mut self, key: &str, other: &'static str) -> Option<T> {
+        self.report(Section::Iscsi.problem(&format!("chap.{key}"), Fault::HalfOfMutual { other }))
+    }
+
+    fn login(&mut self, user_key: &str, user: &str, file_key: &str, file: &str) -> Option<Login> {
+        let name = if user.is_empty() { Err(Fault::EmptyUser) } else { Ok(user.to_owned()) };
+        let name = self.value(&Section::Iscsi, &format!("chap.{user_key}"), format_args!("{user:?}"), name);
+        let path = join(self.base, file);
+        let path = self.value(&Section::Iscsi, &format!("chap.{file_key}"), format_args!("{file:?}"), path);
+        Some(Login { user: name?, secret_file: path? })
     }
 
     fn remote(&mut self, written: written::Remote) -> Option<Remote> {
@@ -339,6 +425,22 @@ impl Check<'_> {
         }
         self.report(section.problem(key, Fault::Missing { example }))
     }
+}
+
+/// RFC 7143, 4.2.7.5: the type, the month in which the domain was one's own, and the domain turned round.
+fn is_iqn(text: &str) -> bool {
+    let month = |text: &str| {
+        let digits = |part: &str, count| part.len() == count && part.bytes().all(|digit| digit.is_ascii_digit());
+        text.split_once('-').is_some_and(|(year, month)| {
+            digits(year, 4) && digits(month, 2) && (1..=12).contains(&month.parse().unwrap_or(0))
+        })
+    };
+    let named = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || matches!(letter, b'-' | b'.');
+    text.len() <= IQN_MAX
+        && text
+            .strip_prefix("iqn.")
+            .and_then(|rest| rest.split_once('.'))
+            .is_some_and(|(date, domain)| month(date) && !domain.is_empty() && domain.bytes().all(named))
 }
 
 /// A URI as it is written, unless it may hold a password.

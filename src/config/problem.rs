@@ -10,6 +10,7 @@ use crate::units::human_bytes;
 pub enum Section {
     Top,
     Listen,
+    Iscsi,
     Remote,
     Options,
     /// The first is number 1.
@@ -39,6 +40,7 @@ impl fmt::Display for Section {
         match self {
             Self::Top => f.write_str("top of the file:"),
             Self::Listen => f.write_str("[listen]"),
+            Self::Iscsi => f.write_str("[iscsi]"),
             Self::Remote => f.write_str("[remote]"),
             Self::Options => f.write_str("[remote.options]"),
             Self::Volume { name: Some(name), .. } => write!(f, "[[volume]] {name:?}:"),
@@ -139,6 +141,18 @@ pub enum Fault {
     NotAnAddress,
     #[error("is longer than the {max} bytes that the path of a unix socket can have; write a shorter one")]
     SocketPathTooLong { max: usize },
+    #[error("is not HOST:PORT, like \"0.0.0.0:3260\", and iSCSI knows no other addresses")]
+    NotAPortal,
+    #[error(
+        "is not the beginning of an iSCSI name; write iqn.YYYY-MM.DOMAIN, like \"iqn.2026-11.io.umbra\", at most {max} bytes"
+    )]
+    NotAnIqn { max: usize },
+    #[error("is empty; write a name")]
+    EmptyUser,
+    #[error("has to stand beside {other}, or both are left out")]
+    HalfOfMutual { other: &'static str },
+    #[error("is the file of the initiators' secret as well; mutual CHAP needs two")]
+    SameSecret,
     #[error("stands twice; leave one out")]
     AddressTwice,
     #[error("names no remote; write file:FOLDER, s3://BUCKET/PREFIX, az://CONTAINER/PREFIX or gs://BUCKET/PREFIX")]

@@ -68,6 +68,7 @@ fn every_key_stands_in_its_section_of_full_toml() {
     let sections = [
         ("", keys::<written::Top>()),
         ("listen", keys::<written::Listen>()),
+        ("iscsi", keys::<written::Iscsi>()),
         ("remote", keys::<written::Remote>()),
         ("volume", keys::<written::Volume>()),
         ("log", keys::<written::Log>()),

@@ -17,6 +17,7 @@ use super::problem::{Fault, Problem, Section};
 pub struct Config {
     pub top: Top,
     pub listen: Listen,
+    pub iscsi: Iscsi,
     pub remote: Remote,
     pub volume: Vec<(Section, Volume)>,
     pub log: Log,
@@ -43,9 +44,43 @@ impl Default for Top {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
-    /// `HOST:PORT` or `unix:PATH`, or a list of them; required. Whoever reaches it can read and write all volumes, for
-    /// NBD has no passwords: keep it on the loopback, a unix socket or a network of your own.
+    /// `HOST:PORT` or `unix:PATH`, or a list of them; this or `iscsi` is required. Whoever reaches it can read and write
+    /// all volumes, for NBD has no passwords: keep it on the loopback, a unix socket or a network of your own.
     pub nbd: OneOrMany,
+    /// `HOST:PORT`, or a list of them: portals, behind each of which all volumes are targets. Data is not encrypted; see
+    /// `[iscsi]` for who is let in.
+    pub iscsi: OneOrMany,
+}
+
+/// `[iscsi]`: the targets of `[listen] iscsi`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Iscsi {
+    /// What the names of all targets begin with; default `iqn.2026-11.io.umbra`. The name of a volume's target is this, a
+    /// colon, and the volume's name. Initiators know a disk by it: do not change it under them.
+    pub iqn: String,
+    /// Who is let in; default whoever reaches a portal. See [`Chap`].
+    pub chap: Option<Chap>,
+}
+
+impl Default for Iscsi {
+    fn default() -> Self {
+        Self { iqn: "iqn.2026-11.io.umbra".to_owned(), chap: None }
+    }
+}
+
+/// `chap = { user = "…", secret_file = "…" }`: proof by a secret of 12 bytes or more, without saying it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chap {
+    /// Name that an initiator has to give.
+    pub user: String,
+    /// File with its secret, and nothing else but a newline at its end. Nobody else should be able to read it.
+    pub secret_file: String,
+    /// Name that is given to initiators that want a proof as well (mutual CHAP); default none.
+    pub peer_user: Option<String>,
+    /// File with the secret that belongs to it; another than the first.
+    pub peer_secret_file: Option<String>,
 }
 
 /// `[remote]`: where recovery points go.
@@ -282,20 +317,21 @@ impl Default for OneOrMany {
 }
 
 /// Names of the sections, as they are written.
-const SECTIONS: [&str; 6] = ["listen", "remote", "volume", "log", "snapshot", "upload"];
+const SECTIONS: [&str; 7] = ["listen", "iscsi", "remote", "volume", "log", "snapshot", "upload"];
 
 impl Config {
     /// Takes what is right from the table, and reports the rest.
     pub fn take(mut table: Table, problems: &mut Vec<Problem>) -> Self {
         let mut section = |name: &str| table.remove(name);
         let listen = take(section("listen"), &Section::Listen, problems);
+        let iscsi = take(section("iscsi"), &Section::Iscsi, problems);
         let remote = remote(section("remote"), problems);
         let volume = volumes(section("volume"), problems);
         let log = take(section("log"), &Section::Log, problems);
         let snapshot = take(section("snapshot"), &Section::Snapshot, problems);
         let upload = take(section("upload"), &Section::Upload, problems);
         let top = take(Some(Value::Table(table)), &Section::Top, problems);
-        Self { top, listen, remote, volume, log, snapshot, upload }
+        Self { top, listen, iscsi, remote, volume, log, snapshot, upload }
     }
 }
 

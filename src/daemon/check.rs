@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use self::place::{Access, Folder};
 use super::state::{self, Glance, StateError};
 use super::stores::StoreError;
+use super::targets::{self, TargetError};
 use crate::chain::ChainError;
 use crate::config::{Config, Section, Store};
 use crate::format::VolumeId;
@@ -111,6 +112,8 @@ pub enum Fault {
     Address { source: std::io::Error },
     #[error("{} is there and not a socket", .0.display())]
     NotASocket(PathBuf),
+    #[error(transparent)]
+    Target(#[from] TargetError),
     #[error("the file is absent")]
     StoreAbsent,
     #[error("another program has it locked for writing")]
@@ -150,6 +153,7 @@ impl Fault {
             Self::AddressInUse => "stop that program, or write another address",
             Self::Address { .. } => "write an address of this machine and a port that may be used",
             Self::NotASocket(_) => "remove it, or write another path",
+            Self::Target(_) => "write each secret into a file of its own that the user that runs umbra can read",
             Self::StoreAbsent => "name a file that exists, or add its size, as in create = \"1GiB\"",
             Self::StoreLocked => "stop that program: a store has one writer",
             Self::StoreGone => {
@@ -180,7 +184,20 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = state_folder(config, &running);
     let enters = !findings.iter().any(|finding| finding.key == "state" && finding.is_wrong());
     for address in &config.listen {
-        findings.push(listen::check(address, &running).await);
+        findings.push(listen::check("nbd", address, Some(listen::NBD_IS_OPEN), &running).await);
+    }
+    if let Some(iscsi) = &config.iscsi {
+        let open = iscsi.chap.is_none().then_some(listen::ISCSI_IS_OPEN);
+        for address in &iscsi.listen {
+            findings.push(listen::check("iscsi", address, open, &running).await);
+        }
+        if let Some(chap) = &iscsi.chap {
+            let outcome = match targets::chap(chap) {
+                Ok(_) => Outcome::Right("its secret can be read".to_owned()),
+                Err(error) => Fault::from(error).into(),
+            };
+            findings.push(Finding::new(Section::Iscsi, "chap", format_args!("{:?}", chap.initiator.user), outcome));
+        }
     }
     let mut remote = remote::open(&config.remote, &mut findings);
     for (index, volume) in config.volumes.iter().enumerate() {

@@ -9,6 +9,7 @@ pub mod notify;
 mod scrubs;
 pub mod state;
 pub mod stores;
+mod targets;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::disk::{Disk, DiskError, Identity};
 use crate::format::VolumeId;
+use crate::iscsi::{self, target::Target};
 use crate::nbd::{BindError, Export, Server};
 use crate::net::Address;
 use crate::remote::probe::{ConditionalPuts, conditional_puts};
@@ -44,6 +46,7 @@ use crate::{marks, task, writelog};
 
 use state::{Clean, StateError, StateFolder, VolumeState};
 use stores::StoreError;
+use targets::TargetError;
 
 /// How long a stop goes on uploading what is left.
 pub const LEAVE_MAX: Duration = Duration::from_secs(60);
@@ -89,6 +92,10 @@ pub enum StartError {
     Log { path: PathBuf, source: writelog::OpenError },
     #[error("listen")]
     Listen(#[from] BindError),
+    #[error("listen for iSCSI")]
+    ListenForIscsi(#[from] iscsi::target::BindError),
+    #[error("offer iSCSI targets")]
+    Target(#[from] TargetError),
     #[error("offer the status")]
     Status(#[from] StatusError),
 }
@@ -107,13 +114,19 @@ pub struct Unfinished {
 pub struct Gateway {
     state: Arc<StateFolder>,
     volumes: Vec<Running>,
-    exports: Vec<(String, Address)>,
-    server: JoinHandle<()>,
+    exports: Vec<Offer>,
+    servers: JoinSet<()>,
     stop_server: watch::Sender<bool>,
     stop_publishing: watch::Sender<bool>,
     comparers: Vec<Comparer>,
     /// Tasks that need no end of their own.
     background: JoinSet<()>,
+}
+
+/// A volume, and a URI at which clients have it.
+pub struct Offer {
+    pub volume: String,
+    pub uri: String,
 }
 
 struct Running {
@@ -167,6 +180,7 @@ impl Gateway {
         let mut starting = Vec::with_capacity(found.len());
         let mut watched = Vec::with_capacity(found.len());
         let mut exports = Vec::with_capacity(found.len());
+        let mut targets = Vec::new();
         for (written, store, kept, marks) in found {
             let name = written.name.to_string();
             let (from, clean) = (pool.clone(), kept.clean.is_some());
@@ -221,6 +235,9 @@ impl Gateway {
             let fenced = config.remote.fencing == config::Fencing::ConditionalPut;
             let publisher = publish(parts, fenced.then(|| conditional.clone()), stopping.clone());
             exports.push(Export { name: name.clone(), description: String::new(), disk: Arc::new(volume.clone()) });
+            if let Some(iscsi) = &config.iscsi {
+                targets.push(targets::target(&state, &iscsi.iqn, &volume, kept.log.0).await?);
+            }
             watched.push(Watched {
                 volume: volume.clone(),
                 comparer: Comparer::new(volume.clone(), report.clone(), config.snapshot.scan_rate.limit()),
@@ -236,8 +253,11 @@ impl Gateway {
 
         let addresses: Vec<Address> = config.listen.iter().map(address).collect();
         let server = Server::bind(&addresses, exports).await?;
+        let iscsi_server = match &config.iscsi {
+            Some(iscsi) => Some(iscsi_server(iscsi, &targets).await?),
+            None => None,
+        };
         let status_socket = status::listen(state.path())?;
-        let bound = server.addresses();
         let mut volumes = Vec::with_capacity(starting.len());
         for (mut running, publisher) in starting {
             // Gone before the first write, and not before all is ready for it.
@@ -248,12 +268,21 @@ impl Gateway {
             running.publisher = Some(tokio::spawn(publisher));
             volumes.push(running);
         }
-        let exports = volumes
-            .iter()
-            .flat_map(|running| bound.iter().map(|address| (running.name.clone(), address.clone())))
-            .collect();
+        let mut exports = Vec::new();
+        for (at, running) in volumes.iter().enumerate() {
+            let volume = &running.name;
+            let mut offer = |uri| exports.push(Offer { volume: volume.clone(), uri });
+            server.addresses().iter().for_each(|address| offer(nbd_uri(volume, address)));
+            for address in iscsi_server.iter().flat_map(|server| server.addresses()) {
+                offer(format!("iscsi://{address}/{}/0", targets[at].name()));
+            }
+        }
         let (stop_server, stopped) = watch::channel(false);
-        let server = tokio::spawn(server.run(stopped));
+        let mut servers = JoinSet::new();
+        if let Some(iscsi_server) = iscsi_server {
+            servers.spawn(iscsi_server.run(stopped.clone()));
+        }
+        servers.spawn(server.run(stopped));
         let watched: Arc<[Watched]> = watched.into();
         let mut background = JoinSet::new();
         let of_status = watched.clone();
@@ -268,11 +297,11 @@ impl Gateway {
             }
         }
         background.spawn(keep_house(state.clone(), sequences, watched));
-        Ok(Self { state, volumes, exports, server, stop_server, stop_publishing, comparers, background })
+        Ok(Self { state, volumes, exports, servers, stop_server, stop_publishing, comparers, background })
     }
 
-    /// Each export with each address it is served at.
-    pub fn exports(&self) -> &[(String, Address)] {
+    /// Each volume with each address it is served at.
+    pub fn exports(&self) -> &[Offer] {
         &self.exports
     }
 
@@ -286,8 +315,10 @@ impl Gateway {
         notify::systemd("STOPPING=1");
         info!("stopping: finishing what clients have asked for");
         self.stop_server.send_replace(true);
-        if let Err(error) = self.server.await {
-            error!(%error, "the server ended unexpectedly");
+        while let Some(ended) = self.servers.join_next().await {
+            if let Err(error) = ended {
+                error!(%error, "a server ended unexpectedly");
+            }
         }
         // Nobody logs anything behind the last cut.
         for comparer in &self.comparers {
@@ -570,6 +601,20 @@ impl Watched {
 
 fn status_of(watched: &[Watched]) -> Status {
     Status { volumes: watched.iter().map(Watched::status).collect() }
+}
+
+async fn iscsi_server(config: &config::Iscsi, targets: &[Arc<Target>]) -> Result<iscsi::target::Server, StartError> {
+    let chap = config.chap.as_ref().map(targets::chap).transpose()?;
+    let addresses: Vec<Address> = config.listen.iter().map(address).collect();
+    Ok(iscsi::target::Server::bind(&addresses, targets.to_vec(), chap).await?)
+}
+
+/// What a client is to be given (NetworkBlockDevice/nbd, doc/uri.md).
+fn nbd_uri(volume: &str, address: &Address) -> String {
+    match address {
+        Address::Tcp(address) => format!("nbd://{address}/{volume}"),
+        Address::Unix(path) => format!("nbd+unix:///{volume}?socket={}", path.display()),
+    }
 }
 
 fn address(listen: &config::Listen) -> Address {

@@ -6,6 +6,7 @@
 //!         sequence          high-water mark of the sequence
 //!         volumes/<name>    ids of its log and its remote copy; its store; what a clean stop left
 //!         marks/<name>      its region marks
+//!         reservations/<name>  its persistent reservations
 //!         scrub/<name>      how far its scheduled comparison is
 //!         log/              the write log (it holds customer data in clear: all is 0700 and 0600)
 //!         status.sock
@@ -169,9 +170,17 @@ impl StateFolder {
 
     /// Where a volume's region marks lie.
     pub fn marks(&self, name: &str) -> Result<PathBuf, StateError> {
-        let folder = self.path.join("marks");
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(io_error("make the folder", &folder))?;
+        self.file_of("marks", name)
+    }
+
+    /// Where a volume's persistent reservations are kept.
+    pub fn reservations(&self, name: &str) -> Result<PathBuf, StateError> {
+        self.file_of("reservations", name)
+    }
+
+    fn file_of(&self, folder: &str, name: &str) -> Result<PathBuf, StateError> {
+        let folder = self.path.join(folder);
+        make_folder(&folder)?;
         Ok(folder.join(name))
     }
 

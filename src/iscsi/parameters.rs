@@ -116,14 +116,16 @@ impl Parameters {
             }
             // 13.15, 13.16: how long to wait before a login anew, and how long tasks are kept for it.
             "DefaultTime2Wait" => number(0..=3600)?.max(2).to_string(),
-            "DefaultTime2Retain" => number(0..=3600)?.min(0).to_string(),
+            // The least of both, and ours is none.
+            "DefaultTime2Retain" => number(0..=3600).map(|_| "0".to_owned())?,
             "MaxOutstandingR2T" => {
                 self.outstanding_r2t_max = number(1..=65_535)?.min(OUTSTANDING_R2T_MAX);
                 self.outstanding_r2t_max.to_string()
             }
             // 13.18, 13.19: yes if either wants it, and we do.
             "DataPDUInOrder" | "DataSequenceInOrder" => boolean().map(|_| YES.to_owned())?,
-            "ErrorRecoveryLevel" => number(0..=2)?.min(0).to_string(),
+            // 13.20: the least of both, and ours is 0.
+            "ErrorRecoveryLevel" => number(0..=2).map(|_| "0".to_owned())?,
             // 13.23 and RFC 7144: what RFC 7143 has is level 1.
             "iSCSIProtocolLevel" => number(0..=31)?.min(1).to_string(),
             // 13.23: tasks that a reset ends are not reported each.

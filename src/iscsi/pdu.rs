@@ -388,6 +388,7 @@ pub mod login {
 pub mod task_management {
     pub const ABORT_TASK: u8 = 1;
     pub const ABORT_TASK_SET: u8 = 2;
+    pub const CLEAR_TASK_SET: u8 = 4;
     pub const LOGICAL_UNIT_RESET: u8 = 5;
     pub const TARGET_WARM_RESET: u8 = 6;
 

@@ -12,12 +12,23 @@ use super::place::{self, Access};
 use super::{Fault, Finding, Outcome, Running};
 use crate::config::{Listen, Section};
 
-pub(super) async fn check(address: &Listen, running: &Running) -> Finding {
+/// NBD lets in whoever reaches it.
+pub(super) const NBD_IS_OPEN: &str = "NBD knows no passwords";
+/// And so do targets that nobody has to prove anything to.
+pub(super) const ISCSI_IS_OPEN: &str = "without [iscsi] chap nobody has to prove who it is";
+
+/// Looks at an address of `[listen] key`; `open` says why whoever reaches it is let in, if so.
+pub(super) async fn check(
+    key: &'static str,
+    address: &Listen,
+    open: Option<&'static str>,
+    running: &Running,
+) -> Finding {
     let outcome = match address {
-        Listen::Tcp { host, port } => tcp(host, *port, running).await,
+        Listen::Tcp { host, port } => tcp(host, *port, open, running).await,
         Listen::Unix(path) => unix(path, running).await,
     };
-    Finding::new(Section::Listen, "nbd", format_args!("\"{address}\""), outcome.unwrap_or_else(Outcome::from))
+    Finding::new(Section::Listen, key, format_args!("\"{address}\""), outcome.unwrap_or_else(Outcome::from))
 }
 
 fn taken(running: &Running) -> Result<Outcome, Fault> {
@@ -28,18 +39,19 @@ fn taken(running: &Running) -> Result<Outcome, Fault> {
     }
 }
 
-async fn tcp(host: &str, port: u16, running: &Running) -> Result<Outcome, Fault> {
+async fn tcp(host: &str, port: u16, open: Option<&str>, running: &Running) -> Result<Outcome, Fault> {
     let found = lookup_host((host, port)).await.map_err(|source| Fault::NoAddress { host: host.to_owned(), source })?;
     // The server takes the first that it can have.
     let mut refused = None;
     for address in found {
         match can_bind(address) {
-            Ok(()) if address.ip().is_loopback() => return Ok(Outcome::Right("free".to_owned())),
             Ok(()) => {
-                return Ok(Outcome::Note(
-                    "free; NBD knows no passwords: whoever reaches this address can read and write all volumes"
-                        .to_owned(),
-                ));
+                return Ok(match open.filter(|_| !address.ip().is_loopback()) {
+                    None => Outcome::Right("free".to_owned()),
+                    Some(why) => Outcome::Note(format!(
+                        "free; {why}: whoever reaches this address can read and write all volumes"
+                    )),
+                });
             }
             Err(error) => refused = Some(error),
         }

@@ -52,6 +52,8 @@ pub struct Scene {
     /// Folder in the scene's, with a slash at its end, where state and store lie; empty: the scene's own.
     place: &'static str,
     pub volumes: Vec<Volume>,
+    /// Port of iSCSI; none: nothing listens for it.
+    pub portal: Option<u16>,
     pub remote: String,
     pub epoch: &'static str,
     pub log_size: &'static str,
@@ -77,6 +79,7 @@ impl Scene {
             place: "",
             dir: tempfile::Builder::new().prefix("umbra-test-").tempdir().unwrap(),
             volumes: vec![Volume { name: "disk0".into(), store, create: Some(size) }],
+            portal: None,
             remote: "file:remote".into(),
             epoch: "1s",
             log_size: "256MiB",
@@ -115,8 +118,9 @@ impl Scene {
 
     /// The configuration as TOML.
     pub fn toml(&self) -> String {
+        let portal = self.portal.map_or(String::new(), |port| format!("iscsi = \"127.0.0.1:{port}\"\n"));
         let mut text = format!(
-            "state = \"{}state\"\n[listen]\nnbd = \"127.0.0.1:0\"\n[remote]\nurl = \"{}\"\n[log]\nsize = \"{}\"\n\
+            "state = \"{}state\"\n[listen]\nnbd = \"127.0.0.1:0\"\n{portal}[remote]\nurl = \"{}\"\n[log]\nsize = \"{}\"\n\
              sync = \"{}\"\n[snapshot]\nepoch = \"{}\"\n",
             self.place, self.remote, self.log_size, self.log_sync, self.epoch
         );

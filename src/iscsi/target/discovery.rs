@@ -1,0 +1,108 @@
+//! Text requests of the full feature phase (section 4.3, 6.4 and 11.10): which targets there are, and where.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Target;
+use super::login::PORTAL_GROUP;
+use crate::iscsi::parameters::Parameters;
+use crate::iscsi::pdu::login::CONTINUE;
+use crate::iscsi::pdu::{FINAL, NO_TAG, TextRequest};
+use crate::iscsi::text::{self, NOT_UNDERSTOOD, REJECT, TEXT_MAX};
+
+/// The targets behind a portal, and the portal's address as the initiator knows it.
+#[derive(Clone)]
+pub struct Targets {
+    pub all: Arc<[Arc<Target>]>,
+    pub portal: String,
+}
+
+impl Targets {
+    /// Names that differ in case alone are the same (4.2.7.1).
+    pub fn find(&self, name: &str) -> Option<Arc<Target>> {
+        self.all.iter().find(|target| target.name.eq_ignore_ascii_case(name)).cloned()
+    }
+}
+
+/// A question or an answer that is too long for one PDU.
+#[derive(Default)]
+pub struct Exchange {
+    /// What was asked so far.
+    question: Vec<u8>,
+    /// What is still to be said.
+    answer: Bytes,
+    /// Tag of the exchange; another for each.
+    tag: u32,
+}
+
+impl Exchange {
+    /// The flags, transfer tag and text of the response; none if the request breaks the rules. `own` is the target of the
+    /// session, the only one that it is told of; a discovery session is told of all.
+    pub fn take(
+        &mut self,
+        head: &TextRequest,
+        data: &[u8],
+        targets: &Targets,
+        own: Option<&str>,
+        parameters: &mut Parameters,
+    ) -> Option<(u8, u32, Bytes)> {
+        let goes_on = head.transfer != NO_TAG;
+        if goes_on && head.transfer != self.tag {
+            return None;
+        }
+        if !goes_on {
+            (self.question, self.answer) = (Vec::new(), Bytes::new());
+            self.tag = (self.tag + 1) % NO_TAG;
+        }
+        if self.answer.is_empty() {
+            self.question.extend_from_slice(data);
+            if self.question.len() > TEXT_MAX {
+                return None;
+            }
+            if head.flags & CONTINUE != 0 {
+                return Some((0, self.tag, Bytes::new()));
+            }
+            let question = std::mem::take(&mut self.question);
+            self.answer = answer(&question, targets, own, parameters)?.into();
+        }
+        let said = self.answer.split_to(self.answer.len().min(parameters.sent_max as usize));
+        match self.answer.is_empty() {
+            true => Some((FINAL, NO_TAG, said)),
+            false => Some((CONTINUE, self.tag, said)),
+        }
+    }
+}
+
+fn answer(question: &[u8], targets: &Targets, own: Option<&str>, parameters: &mut Parameters) -> Option<Vec<u8>> {
+    let mut answer = Vec::new();
+    for pair in text::pairs(question) {
+        match pair.ok()? {
+            // 13.3 and appendix C: all only in a discovery session, nothing only in a normal one.
+            ("SendTargets", "All") if own.is_none() => {
+                targets.all.iter().for_each(|target| targets.put(&mut answer, target))
+            }
+            ("SendTargets", "") if own.is_some() => {
+                own.and_then(|own| targets.find(own)).iter().for_each(|target| targets.put(&mut answer, target));
+            }
+            ("SendTargets", "All" | "") => text::put(&mut answer, "SendTargets", REJECT),
+            ("SendTargets", name) => {
+                let visible = own.is_none_or(|own| own.eq_ignore_ascii_case(name));
+                targets.find(name).filter(|_| visible).iter().for_each(|target| targets.put(&mut answer, target));
+            }
+            // The only one that may change now (13.12).
+            (key @ "MaxRecvDataSegmentLength", value) => {
+                parameters.answer(own.is_none(), key, value).ok()?;
+            }
+            (key, _) => text::put(&mut answer, key, NOT_UNDERSTOOD),
+        }
+    }
+    Some(answer)
+}
+
+impl Targets {
+    fn put(&self, answer: &mut Vec<u8>, target: &Target) {
+        text::put(answer, "TargetName", &target.name);
+        text::put(answer, "TargetAddress", &format!("{},{PORTAL_GROUP}", self.portal));
+    }
+}
