@@ -152,8 +152,10 @@ pub fn check(written: written::Config, base: &Path, problems: &mut Vec<Problem>)
     let iscsi = check.iscsi(&written.listen, &written.iscsi);
     let snapshot = check.snapshot(&written.snapshot);
     let volumes = check.volumes(&written.volume, snapshot);
+    let named = check.named_for_iscsi(&written.volume, iscsi.as_ref());
     let log = check.log(&written.log, written.volume.len());
     let upload = check.upload(&written.upload);
+    named?;
     Some(Config {
         state: state?,
         listen: listen?,
@@ -240,6 +242,19 @@ impl Check<'_> {
         };
         let (listen, iqn, chap) = (portals?, iqn?, chap?);
         Some((!listen.is_empty()).then_some(Iscsi { listen, iqn, chap }))
+    }
+
+    /// A target is named after its volume, and iSCSI has no underscore (RFC 3722, 6.2).
+    fn named_for_iscsi(&mut self, written: &[(Section, written::Volume)], iscsi: Option<&Option<Iscsi>>) -> Option<()> {
+        if !matches!(iscsi, Some(Some(_))) {
+            return Some(());
+        }
+        let names = written.iter().filter_map(|(section, volume)| Some((section, volume.name.as_ref()?)));
+        let wrong: Vec<_> = names.filter(|(_, name)| name.contains('_')).collect();
+        for (section, name) in &wrong {
+            self.problems.push(section.problem_of("name", format_args!("{name:?}"), Fault::NameForIscsi));
+        }
+        wrong.is_empty().then_some(())
     }
 
     fn chap(&mut self, written: &written::Chap) -> Option<Chap> {

@@ -121,6 +121,10 @@ pub enum Fault {
     RateTooLow { min: u64 },
     #[error("is not a name for a volume; write 1 to 63 of a-z 0-9 - _ . and begin with a letter or digit")]
     Name,
+    #[error(
+        "has an underscore, which the name of an iSCSI target cannot have; write another, or leave out [listen] iscsi"
+    )]
+    NameForIscsi,
     #[error("is the name of volume number {first} as well; give each its own")]
     NameTwice { first: usize },
     #[error("is the store of volume number {first} as well; a store can have one volume only")]

@@ -21,7 +21,7 @@ pub enum TargetError {
     #[error("read the secret in {}", path.display())]
     Secret { path: PathBuf, source: io::Error },
     #[error(
-        "the secret in {} has fewer than {SECRET_MIN} bytes; write a longer one, as `openssl rand -hex 16` makes it",
+        "the secret in {} has fewer than {SECRET_MIN} bytes; write a longer one, as `openssl rand -base64 12` makes it",
         .0.display()
     )]
     ShortSecret(PathBuf),

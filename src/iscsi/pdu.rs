@@ -396,6 +396,7 @@ pub mod task_management {
     pub const NO_SUCH_TASK: u8 = 1;
     pub const NO_SUCH_LUN: u8 = 2;
     pub const NOT_SUPPORTED: u8 = 5;
+    pub const REJECTED: u8 = 255;
 }
 
 /// Reasons (11.14.1) and responses (11.15.1).

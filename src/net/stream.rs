@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -64,7 +65,11 @@ impl Stream {
     /// Where the other side has connected to, as it knows it: `host:port`; of a unix socket its path.
     pub fn local_address(&self) -> io::Result<String> {
         Ok(match self {
-            Self::Tcp(socket) => socket.local_addr()?.to_string(),
+            // A socket of both families knows addresses of IPv4 by another name than clients do.
+            Self::Tcp(socket) => {
+                let address = socket.local_addr()?;
+                SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
+            }
             Self::Unix(socket) => {
                 socket.local_addr()?.as_pathname().map_or_else(String::new, |path| path.display().to_string())
             }

@@ -12,7 +12,7 @@ use tokio::sync::OwnedRwLockReadGuard;
 use super::Answer;
 use super::sense::{self, Format, MISCOMPARE, Sense};
 use super::shape::{BYTCHK, Command, Shape};
-use crate::disk::{self, Disk, Pending, Rewrite};
+use crate::disk::{self, Disk, DiskError, Pending, Rewrite};
 use crate::units::{MIB, Span};
 
 /// What is read only to be looked at, or written again and again, takes so much memory.
@@ -43,8 +43,13 @@ impl Task {
         }
     }
 
+    /// The answer, but for a store that was lost: that is the business of whoever drives the unit.
+    fn ended(&self, outcome: Outcome) -> disk::Result<Answer> {
+        if outcome == Err(sense::ABORTED_COMMAND) { Err(DiskError::Lost) } else { Ok(self.answer(outcome)) }
+    }
+
     pub fn ready(self, outcome: Outcome) -> Pending<Answer> {
-        Pending::ready(Ok(self.answer(outcome)))
+        Pending::ready(self.ended(outcome))
     }
 
     /// The answer to what the disk was asked.
@@ -57,7 +62,7 @@ impl Task {
             Pending::Ready(answer) => self.ready(outcome(answer.expect("not polled yet"))),
             later @ Pending::Later(_) => Pending::later(async move {
                 let found = later.await;
-                Ok(self.answer(outcome(found)))
+                self.ended(outcome(found))
             }),
         }
     }
@@ -70,7 +75,7 @@ impl Task {
         let steps = steps(self.disk.clone());
         Pending::later(async move {
             let outcome = steps.await;
-            Ok(self.answer(outcome))
+            self.ended(outcome)
         })
     }
 

@@ -5,6 +5,7 @@
 //! under RESERVE(6) PERSISTENT RESERVE OUT does.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -126,6 +127,8 @@ const NOTHING: Reservations = Reservations { generation: 0, registrations: Vec::
 /// begin asks for leave first.
 async fn finish_changes(core: &Core, effects: &Effects) {
     for port in effects.preempted.iter().flat_map(|initiator| core.ports_of(initiator)) {
+        // What was admitted and not begun never is.
+        port.aborts.fetch_add(1, SeqCst);
         drop(port.changing.write().await);
     }
 }

@@ -75,6 +75,8 @@ pub struct Command {
     pub(super) length: u64,
     data_out: u32,
     data_in: u32,
+    /// Of its port, when it was admitted.
+    pub(super) aborts: u64,
 }
 
 impl Command {
@@ -119,7 +121,7 @@ impl Command {
     /// Looks at every field of the CDB that the medium has a say in.
     pub(super) fn new(row: &'static Row, cdb: &[u8], shape: &Shape) -> Result<Self, Sense> {
         let cdb = Cdb::new(row, cdb, shape.abilities)?;
-        let mut command = Self { row, cdb, offset: 0, length: 0, data_out: 0, data_in: 0 };
+        let mut command = Self { row, cdb, offset: 0, length: 0, data_out: 0, data_in: 0, aborts: 0 };
         match row.kind {
             Kind::Read => command.data_in = command.transfers(shape)?,
             Kind::Write | Kind::WriteAndVerify | Kind::OrWrite => command.data_out = command.transfers(shape)?,

@@ -81,6 +81,8 @@ pub(super) struct Port {
     pub attentions: Attentions,
     /// Held for reading by every change under way.
     pub changing: Arc<RwLock<()>>,
+    /// How often PREEMPT AND ABORT ended its commands.
+    pub aborts: AtomicU64,
 }
 
 /// An I_T nexus. Its drop is an I_T nexus loss: RESERVE(6) ends, persistent registrations stay.
@@ -119,7 +121,13 @@ impl Unit {
     pub fn attach(&self, initiator: InitiatorPort) -> Nexus {
         let core = self.0.clone();
         let number = core.next_port.fetch_add(1, SeqCst);
-        let port = Arc::new(Port { number, initiator, attentions: Attentions::default(), changing: Arc::default() });
+        let port = Arc::new(Port {
+            number,
+            initiator,
+            attentions: Attentions::default(),
+            changing: Arc::default(),
+            aborts: AtomicU64::new(0),
+        });
         port.attentions.raise(Attention::PowerOn);
         core.ports.lock().push(port.clone());
         Nexus(Seat { core, port })
@@ -274,13 +282,16 @@ impl Seat {
         {
             return Err(protection.into());
         }
-        Ok(Command::new(row, cdb, shape)?)
+        let mut command = Command::new(row, cdb, shape)?;
+        command.aborts = self.port.aborts.load(SeqCst);
+        Ok(command)
     }
 
     fn begin(&self, command: Command, data: Bytes, changing: Option<OwnedRwLockReadGuard<()>>) -> Pending<Answer> {
         let (core, format) = (&self.core, self.core.format());
         // What was reserved since it was admitted counts too.
-        if !core.allows(&self.port, command.access()) {
+        let aborted = command.aborts != self.port.aborts.load(SeqCst);
+        if aborted && command.row.changes() || !core.allows(&self.port, command.access()) {
             return Pending::ready(Ok(Answer::conflict()));
         }
         let task = Task { disk: core.disk.clone(), shape: core.shape(), format, _changing: changing };

@@ -80,6 +80,10 @@ impl Core {
             watch.lap_added();
             let found = core.store.read(offset, length).await?;
             watch.lap_store();
+            if found.len() as u64 != span.len() {
+                // What is missing was not compared.
+                return Err(DiskError::Io(Errno::EIO));
+            }
             let Some(data) = change(found) else { return Ok(false) };
             if data.len() as u64 != span.len() {
                 // Elsewhere the range is not held.

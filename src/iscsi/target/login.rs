@@ -251,8 +251,9 @@ impl<'a> Login<'a> {
                 "InitiatorName" if value.is_empty() || value.len() > NAME_MAX => {
                     return Err(Refusal::Protocol("a name that is empty or too long"));
                 }
-                "InitiatorName" if first => self.initiator = Some(value.to_owned()),
-                "InitiatorName" if self.initiator.as_deref() != Some(value) => {
+                // Names that differ in case alone are the same (4.2.7.1).
+                "InitiatorName" if first => self.initiator = Some(value.to_ascii_lowercase()),
+                "InitiatorName" if self.initiator.as_deref() != Some(&value.to_ascii_lowercase()) => {
                     return Err(Refusal::Protocol("another name"));
                 }
                 "SessionType" if first => match value {

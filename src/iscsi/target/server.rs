@@ -210,7 +210,8 @@ impl Half {
         let Step { mut response, text, .. } = step;
         response.tsih = session;
         response.status_sn = self.status_sn;
-        (response.expected_command_sn, response.command_sn_max) = (request.command_sn, request.command_sn);
+        response.expected_command_sn = request.command_sn;
+        response.command_sn_max = session::window_from(request.command_sn);
         self.status_sn += 1;
         let mut outbox = Outbox::default();
         self.frames.put(&mut outbox, &response.encode(text.len()), Bytes::from(text));

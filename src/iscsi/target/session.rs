@@ -10,40 +10,50 @@
 //! does not fetch; at the last the socket is not read. However a session ends, begun operations go on to their end: the
 //! session lasts until then, its connection does not.
 
+mod commands;
+mod management;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use super::epoch::Epoch;
-use super::transfer::{Transfer, Wrong};
+use super::transfer::Transfer;
 use super::{Target, discovery};
 use crate::disk::{self, Pending};
 use crate::iscsi::frames::{Frame, FrameError, Frames};
 use crate::iscsi::parameters::Parameters;
 use crate::iscsi::pdu::{
-    self, AsyncMessage, Bhs, DataIn, DataOut, FINAL, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut,
-    ReadyToTransfer, Reject, ScsiCommand, ScsiResponse, TaskManagementRequest, TaskManagementResponse, TextRequest,
-    TextResponse, command, data_in, event, logout, reject, residual, task_management,
+    self, AsyncMessage, Bhs, DataOut, FINAL, LogoutRequest, NO_TAG, NopIn, NopOut, Reject, ScsiCommand,
+    TaskManagementRequest, TextRequest, TextResponse, event, reject,
 };
-use crate::net::{Inbox, Outbox, Stream};
-use crate::scsi::{Answer, Command, Nexus, Sense, Status, is_lun_zero};
+use crate::net::{Inbox, Outbox};
+use crate::scsi::{Answer, Command, Nexus};
 use crate::units::MIB;
 
 /// Commands that an initiator may have under way.
 const WINDOW: u32 = 128;
+
+/// The last number that an initiator may use whose next is `command_sn` and that has nothing under way.
+pub fn window_from(command_sn: u32) -> u32 {
+    command_sn.wrapping_add(WINDOW - 1)
+}
+
 /// Immediate ones beside them.
 const IMMEDIATE_MAX: usize = 16;
+/// Task management that waits for what it ends.
+const MANAGEMENTS_MAX: usize = 64;
 /// Data of commands under way, per session.
 const IN_FLIGHT_BYTES_MAX: usize = 64 * MIB as usize;
 /// Responses that an initiator does not fetch: no more is read from it then.
@@ -83,8 +93,8 @@ pub enum SessionError {
 }
 
 /// What a login leaves to the session.
-pub struct Opened {
-    pub stream: Stream,
+pub struct Opened<S> {
+    pub stream: S,
     pub inbox: Inbox,
     pub frames: Frames,
     pub parameters: Parameters,
@@ -99,7 +109,7 @@ pub struct Opened {
 
 /// Serves an initiator until it leaves, breaks the protocol, is replaced (`leave`) or we stop (`stop`).
 pub async fn serve(
-    opened: Opened,
+    opened: Opened<impl AsyncRead + AsyncWrite + Unpin>,
     mut leave: watch::Receiver<bool>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<End, SessionError> {
@@ -116,12 +126,12 @@ pub async fn serve(
         session.poll(cx)
     })
     .await;
-    let Session { mut stream, mut running, outbox, receiving, .. } = session;
+    let Session { mut stream, mut running, outbox, receiving, held, .. } = session;
     if ended.is_ok() {
         // The initiator may be gone already.
         let _ = stream.shutdown().await;
     }
-    drop((stream, outbox, receiving));
+    drop((stream, outbox, receiving, held));
     while running.next().await.is_some() {}
     ended
 }
@@ -178,8 +188,8 @@ enum Reply {
     LoggedOut(u32),
 }
 
-struct Session {
-    stream: Stream,
+struct Session<S> {
+    stream: S,
     inbox: Inbox,
     outbox: Outbox,
     frames: Frames,
@@ -191,6 +201,8 @@ struct Session {
     incarnation: u64,
 
     command_sn: u32,
+    /// The last number that the initiator was told it may use: it is never taken back.
+    command_sn_max: u32,
     status_sn: u32,
     /// The next tag of a transfer, or of a question whether the initiator is there.
     tag: u32,
@@ -226,8 +238,8 @@ fn next_reset(mut resets: watch::Receiver<u64>) -> Resets {
     })
 }
 
-impl Session {
-    fn new(opened: Opened) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    fn new(opened: Opened<S>) -> Self {
         let Opened { stream, inbox, frames, parameters, command_sn, status_sn, connection, targets, unit } = opened;
         Self {
             stream,
@@ -241,6 +253,7 @@ impl Session {
             resets: unit.as_ref().map(|(target, _)| next_reset(target.epochs.watch())),
             unit,
             command_sn,
+            command_sn_max: window_from(command_sn),
             status_sn,
             tag: 0,
             receiving: HashMap::new(),
@@ -271,15 +284,26 @@ impl Session {
         self.poll_clocks(cx)?;
         loop {
             let starved = self.take_frames()?;
-            while let Poll::Ready(Some((issued, answer))) = self.running.poll_next_unpin(cx) {
+            loop {
+                // Before each look at what runs: what was not looked at since it was begun wakes nobody.
+                self.begin_waiting()?;
+                let Poll::Ready(Some((issued, answer))) = self.running.poll_next_unpin(cx) else { break };
                 self.ended(issued, answer)?;
             }
             self.poll_managements(cx);
+            let unsent = self.outbox.len();
             let all_sent = self.outbox.poll_send(cx, &mut self.stream)?.is_ready();
+            if self.outbox.len() < unsent {
+                // An initiator that takes what it is sent is there, however slow its link.
+                (self.heard, self.asked) = (Instant::now(), false);
+            }
             if let Some(end) = self.end {
                 // Nobody is there any more to fetch what is left of a session that was replaced.
                 let done = self.running.is_empty() && (all_sent || end == End::Replaced);
                 return if done { Poll::Ready(Ok(end)) } else { Poll::Pending };
+            }
+            if self.can_begin_waiting() {
+                continue;
             }
             if !starved {
                 if self.outbox.len() >= UNSENT_MAX {
@@ -348,6 +372,10 @@ impl Session {
             tracing::debug!(opcode, "a command outside of the window is ignored");
             return Ok(());
         }
+        if opcode != DataOut::OPCODE && self.is_leaving() {
+            // Nothing may come behind a logout (11.14).
+            return Ok(());
+        }
         match opcode {
             ScsiCommand::OPCODE => self.command(frame)?,
             DataOut::OPCODE => self.data(DataOut::decode(bhs), data.clone())?,
@@ -366,7 +394,7 @@ impl Session {
             return true;
         }
         let number = NopOut::decode(bhs).command_sn;
-        let next = number == self.command_sn && !pdu::is_after(number, self.command_sn_max());
+        let next = number == self.command_sn && !pdu::is_after(number, self.command_sn_max);
         if next {
             self.command_sn = self.command_sn.wrapping_add(1);
         }
@@ -377,295 +405,20 @@ impl Session {
         self.tags.len() + self.receiving.len() + self.held.len()
     }
 
-    fn command_sn_max(&self) -> u32 {
+    /// What the initiator is told now.
+    fn window_end(&mut self) -> u32 {
         let room = WINDOW.saturating_sub(self.tasks() as u32);
-        self.command_sn.wrapping_add(room).wrapping_sub(1)
+        let end = self.command_sn.wrapping_add(room).wrapping_sub(1);
+        if pdu::is_after(end, self.command_sn_max) {
+            self.command_sn_max = end;
+        }
+        self.command_sn_max
     }
 
     fn next_status_sn(&mut self) -> u32 {
         let number = self.status_sn;
         self.status_sn = number.wrapping_add(1);
         number
-    }
-
-    fn command(&mut self, frame: Frame) -> Result<(), SessionError> {
-        let head = ScsiCommand::decode(&frame.bhs);
-        let Some((target, nexus)) = &self.unit else {
-            self.reject(&frame.bhs, reject::COMMAND_NOT_SUPPORTED);
-            return Ok(());
-        };
-        let task = head.task;
-        if self.tags.contains_key(&task) || self.receiving.contains_key(&task) || self.held.contains_key(&task) {
-            self.reject(&frame.bhs, reject::TASK_IN_PROGRESS);
-            return Ok(());
-        }
-        if pdu::is_immediate(&frame.bhs) && self.tasks() >= WINDOW as usize + IMMEDIATE_MAX {
-            self.reject(&frame.bhs, reject::TOO_MANY_IMMEDIATE);
-            return Ok(());
-        }
-        let (reads, writes) = (head.flags & command::READ != 0, head.flags & command::WRITE != 0);
-        let expected = if reads || writes { head.expected } else { 0 };
-        let admitted = if reads && writes || !frame.ahs.is_empty() {
-            // No command that we know goes in both directions, or is longer than 16 bytes.
-            Err(nexus.refuse(Sense::INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT))
-        } else {
-            nexus.admit(head.lun, &head.cdb)
-        };
-        let epoch = target.epochs.current();
-        let mut issued = Issued { task, lun: head.lun, expected, reads, data_out: 0, weight: 0, epoch };
-        let command = match admitted {
-            Ok(command) => command,
-            Err(answer) => return self.respond(&issued, answer),
-        };
-        issued.data_out = command.data_out();
-        // Of what the initiator offers less of, the unit makes what it can.
-        let length = issued.data_out.min(if writes { expected } else { 0 });
-        if !writes {
-            issued.weight = command.data_in() as usize;
-            self.begin_or_hold(issued, command, Bytes::new())?;
-            return Ok(());
-        }
-        let is_final = head.flags & FINAL != 0;
-        if is_final && frame.data.len() >= length as usize && self.parameters.immediate_data {
-            issued.weight = frame.data.len();
-            return self.begin_or_hold(issued, command, frame.data.slice(..length as usize));
-        }
-        match Transfer::new(length, expected, frame.data, is_final, &self.parameters) {
-            Err(wrong) => {
-                let refused = nexus.refuse(sense_of(wrong));
-                self.respond(&issued, refused)
-            }
-            Ok(transfer) => {
-                self.receiving.insert(task, Receiving { issued, command, transfer });
-                self.go_on_receiving(task)
-            }
-        }
-    }
-
-    fn has_room(&self, weight: usize) -> bool {
-        self.in_flight_bytes == 0 || self.in_flight_bytes + self.outbox.len() + weight <= IN_FLIGHT_BYTES_MAX
-    }
-
-    fn begin_or_hold(&mut self, issued: Issued, command: Command, data: Bytes) -> Result<(), SessionError> {
-        if self.waiting.is_empty() && self.has_room(issued.weight) {
-            self.in_flight_bytes += issued.weight;
-            return self.begin(issued, command, data);
-        }
-        self.waiting.push_back(issued.task);
-        self.held.insert(issued.task, (issued, command, data));
-        Ok(())
-    }
-
-    /// Begins a command whose weight is counted, and responds if the unit answers at once.
-    fn begin(&mut self, issued: Issued, command: Command, data: Bytes) -> Result<(), SessionError> {
-        let Some((_, nexus)) = &self.unit else { return Ok(()) };
-        let task = issued.task;
-        let mut running = Running { issued: Some(issued), answer: nexus.execute(command, data) };
-        if let Pending::Ready(_) = running.answer
-            && let Poll::Ready((issued, answer)) = Pin::new(&mut running).poll(&mut Context::from_waker(Waker::noop()))
-        {
-            self.in_flight_bytes -= issued.weight;
-            return self.answered(&issued, answer);
-        }
-        self.tags.insert(task, false);
-        self.running.push(running);
-        Ok(())
-    }
-
-    /// Begins what waits for room, in the order in which it came.
-    fn begin_waiting(&mut self) -> Result<(), SessionError> {
-        while let Some(task) = self.waiting.front().copied() {
-            if let Some((issued, ..)) = self.held.get(&task) {
-                if !self.has_room(issued.weight) {
-                    return Ok(());
-                }
-                self.waiting.pop_front();
-                if let Some((issued, command, data)) = self.held.remove(&task) {
-                    self.in_flight_bytes += issued.weight;
-                    self.begin(issued, command, data)?;
-                }
-            } else if let Some(receiving) = self.receiving.get(&task) {
-                if !self.has_room(receiving.issued.data_out as usize) {
-                    return Ok(());
-                }
-                self.waiting.pop_front();
-                self.ask(task);
-            } else {
-                self.waiting.pop_front();
-            }
-        }
-        Ok(())
-    }
-
-    /// A command ended on the unit.
-    fn ended(&mut self, issued: Issued, answer: disk::Result<Answer>) -> Result<(), SessionError> {
-        let aborted = self.tags.remove(&issued.task).unwrap_or(false);
-        self.in_flight_bytes -= issued.weight;
-        let over = self.unit.as_ref().is_some_and(|(target, _)| target.epochs.is_over(&issued.epoch));
-        if !aborted && !over && self.end.is_none() {
-            self.answered(&issued, answer)?;
-        }
-        self.managements.iter_mut().for_each(|management| _ = management.ended.remove(&issued.task));
-        drop(issued);
-        self.begin_waiting()
-    }
-
-    fn answered(&mut self, issued: &Issued, answer: disk::Result<Answer>) -> Result<(), SessionError> {
-        match answer {
-            Ok(answer) => self.respond(issued, answer),
-            // What the bare array would do when it loses power: its initiators log in anew.
-            Err(_) => Err(SessionError::StoreLost),
-        }
-    }
-
-    fn respond(&mut self, issued: &Issued, answer: Answer) -> Result<(), SessionError> {
-        if let Some((target, _)) = &self.unit
-            && target.unit.incarnation() != self.incarnation
-        {
-            // It may have forgotten what this initiator was told is done, and its flush would not say so.
-            return Err(SessionError::StoreLost);
-        }
-        let Answer { status, sense, data } = answer;
-        // What the command would have transferred, were there no bound; data of one that failed does not count.
-        let transfers = match status {
-            Status::Good if issued.reads => data.len() as u32,
-            _ => issued.data_out,
-        };
-        let (flag, rest) = if transfers > issued.expected {
-            (residual::OVERFLOW, transfers - issued.expected)
-        } else if transfers < issued.expected {
-            (residual::UNDERFLOW, issued.expected - transfers)
-        } else {
-            (0, 0)
-        };
-        if status == Status::Good && issued.reads && transfers.min(issued.expected) > 0 {
-            self.send_data(issued, data.slice(..transfers.min(issued.expected) as usize), flag, rest);
-            return Ok(());
-        }
-        let data = sense.map_or_else(Bytes::new, |sense| {
-            let sense = sense.encode();
-            [&(sense.len() as u16).to_be_bytes()[..], &sense].concat().into()
-        });
-        let response = ScsiResponse {
-            flags: FINAL | flag,
-            status: status as u8,
-            task: issued.task,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.command_sn_max(),
-            residual: rest,
-            ..ScsiResponse::default()
-        };
-        self.put(&response.encode(data.len()), data);
-        Ok(())
-    }
-
-    /// Data-In PDUs, the last of which carries the good status (11.7.3).
-    fn send_data(&mut self, issued: &Issued, data: Bytes, flag: u8, rest: u32) {
-        let (sent_max, burst_max) = (self.parameters.sent_max as usize, self.parameters.burst_max as usize);
-        let (mut from, mut data_sn) = (0, 0);
-        while from < data.len() {
-            // A sequence ends at each whole burst (13.13).
-            let burst_end = (from / burst_max + 1) * burst_max;
-            let to = data.len().min(from + sent_max).min(burst_end);
-            let is_last = to == data.len();
-            let mut head = DataIn {
-                flags: if is_last || to == burst_end { FINAL } else { 0 },
-                lun: issued.lun,
-                task: issued.task,
-                transfer: NO_TAG,
-                expected_command_sn: self.command_sn,
-                command_sn_max: self.command_sn_max(),
-                data_sn,
-                offset: from as u32,
-                ..DataIn::default()
-            };
-            if is_last {
-                head.flags |= data_in::STATUS | flag;
-                head.status = Status::Good as u8;
-                head.residual = rest;
-                head.status_sn = self.next_status_sn();
-            }
-            self.put(&head.encode(to - from), data.slice(from..to));
-            (from, data_sn) = (to, data_sn + 1);
-        }
-    }
-
-    fn data(&mut self, head: DataOut, data: Bytes) -> Result<(), SessionError> {
-        // Of a command that has ended: refused, aborted, or reset.
-        let Some(receiving) = self.receiving.get_mut(&head.task) else { return Ok(()) };
-        match receiving.transfer.take(&head, data) {
-            Ok(()) => self.go_on_receiving(head.task),
-            Err(wrong) => {
-                tracing::debug!(task = head.task, ?wrong, "data that does not fit its command");
-                let issued = self.stop_receiving(head.task);
-                let refused = self.unit.as_ref().map(|(_, nexus)| nexus.refuse(sense_of(wrong)));
-                match issued.zip(refused) {
-                    Some((issued, refused)) => self.respond(&issued, refused),
-                    None => Ok(()),
-                }
-            }
-        }
-    }
-
-    /// Asks for what is missing, or begins the command that has all its data.
-    fn go_on_receiving(&mut self, task: u32) -> Result<(), SessionError> {
-        let Some(receiving) = self.receiving.get(&task) else { return Ok(()) };
-        if receiving.transfer.is_complete() {
-            let Some(Receiving { mut issued, command, transfer }) = self.receiving.remove(&task) else { return Ok(()) };
-            if issued.weight > 0 {
-                return self.begin(issued, command, transfer.into_data());
-            }
-            issued.weight = transfer.received() as usize;
-            return self.begin_or_hold(issued, command, transfer.into_data());
-        }
-        if !receiving.transfer.wants(&self.parameters) {
-            return Ok(());
-        }
-        if receiving.issued.weight > 0 || (self.waiting.is_empty() && self.has_room(receiving.issued.data_out as usize))
-        {
-            self.ask(task);
-        } else if !self.waiting.contains(&task) {
-            self.waiting.push_back(task);
-        }
-        Ok(())
-    }
-
-    /// Asks for data, for which there is room (11.8).
-    fn ask(&mut self, task: u32) {
-        let Some(receiving) = self.receiving.get_mut(&task) else { return };
-        if receiving.issued.weight == 0 {
-            receiving.issued.weight = receiving.issued.data_out as usize;
-            self.in_flight_bytes += receiving.issued.weight;
-        }
-        let mut asked = Vec::new();
-        while receiving.transfer.wants(&self.parameters) {
-            asked.push(receiving.transfer.ask(self.tag, &self.parameters));
-            self.tag = next_tag(self.tag);
-        }
-        let lun = receiving.issued.lun;
-        for asked in asked {
-            let r2t = ReadyToTransfer {
-                flags: FINAL,
-                lun,
-                task,
-                transfer: asked.transfer,
-                status_sn: self.status_sn,
-                expected_command_sn: self.command_sn,
-                command_sn_max: self.command_sn_max(),
-                r2t_sn: asked.number,
-                offset: asked.offset,
-                length: asked.length,
-            };
-            self.put(&r2t.encode(0), Bytes::new());
-        }
-    }
-
-    /// Gives up a command whose data is under way; what else comes of it is dropped.
-    fn stop_receiving(&mut self, task: u32) -> Option<Issued> {
-        let Receiving { mut issued, .. } = self.receiving.remove(&task)?;
-        self.in_flight_bytes -= std::mem::take(&mut issued.weight);
-        Some(issued)
     }
 
     fn nop(&mut self, head: NopOut, data: Bytes) {
@@ -682,7 +435,7 @@ impl Session {
             transfer: NO_TAG,
             status_sn: self.next_status_sn(),
             expected_command_sn: self.command_sn,
-            command_sn_max: self.command_sn_max(),
+            command_sn_max: self.window_end(),
         };
         self.put(&response.encode(data.len()), data);
     }
@@ -694,7 +447,7 @@ impl Session {
             transfer: self.tag,
             status_sn: self.status_sn,
             expected_command_sn: self.command_sn,
-            command_sn_max: self.command_sn_max(),
+            command_sn_max: self.window_end(),
             ..NopIn::default()
         };
         self.tag = next_tag(self.tag);
@@ -717,102 +470,12 @@ impl Session {
             task: NO_TAG,
             status_sn: self.next_status_sn(),
             expected_command_sn: self.command_sn,
-            command_sn_max: self.command_sn_max(),
+            command_sn_max: self.window_end(),
             event,
             parameters,
             ..AsyncMessage::default()
         };
         self.put(&message.encode(0), Bytes::new());
-    }
-
-    fn manage(&mut self, head: TaskManagementRequest) {
-        let function = head.function & !FINAL;
-        let Some((target, nexus)) = &self.unit else { return self.managed(head.task, task_management::NOT_SUPPORTED) };
-        let about_lun = function != task_management::TARGET_WARM_RESET;
-        if about_lun && !is_lun_zero(head.lun) {
-            return self.managed(head.task, task_management::NO_SUCH_LUN);
-        }
-        let (ended, all_ended) = match function {
-            task_management::ABORT_TASK => match self.abort(head.referenced) {
-                Some(ended) => (ended, None),
-                None => return self.managed(head.task, task_management::NO_SUCH_TASK),
-            },
-            task_management::ABORT_TASK_SET => (self.abort_all(), None),
-            task_management::CLEAR_TASK_SET
-            | task_management::LOGICAL_UNIT_RESET
-            | task_management::TARGET_WARM_RESET => {
-                match function {
-                    task_management::CLEAR_TASK_SET => nexus.clear_task_set(),
-                    _ => nexus.reset_unit(),
-                }
-                let all_ended = target.epochs.end();
-                self.end_old_tasks();
-                (HashSet::new(), Some(Box::pin(all_ended) as _))
-            }
-            _ => return self.managed(head.task, task_management::NOT_SUPPORTED),
-        };
-        self.managements.push(Management { reply: Reply::Managed(head.task), ended, all_ended });
-    }
-
-    /// Ends a task, and tells what of it is still to be waited for; none if there is no such task.
-    fn abort(&mut self, task: u32) -> Option<HashSet<u32>> {
-        if let Some(aborted) = self.tags.get_mut(&task) {
-            *aborted = true;
-            return Some([task].into());
-        }
-        let found = self.held.remove(&task).is_some() | self.stop_receiving(task).is_some();
-        found.then(HashSet::new)
-    }
-
-    /// The same of all tasks of the session.
-    fn abort_all(&mut self) -> HashSet<u32> {
-        let all: Vec<u32> = self.tags.keys().chain(self.receiving.keys()).chain(self.held.keys()).copied().collect();
-        all.into_iter().filter_map(|task| self.abort(task)).flatten().collect()
-    }
-
-    /// After a reset: what was not begun never is, and what runs is answered to nobody.
-    fn end_old_tasks(&mut self) {
-        let Some((target, _)) = &self.unit else { return };
-        let is_over = |issued: &Issued| target.epochs.is_over(&issued.epoch);
-        let receiving = self.receiving.values().map(|receiving| &receiving.issued);
-        let held = self.held.values().map(|(issued, ..)| issued);
-        let over: Vec<u32> = receiving.chain(held).filter(|issued| is_over(issued)).map(|issued| issued.task).collect();
-        over.into_iter().for_each(|task| _ = self.abort(task));
-    }
-
-    fn poll_managements(&mut self, cx: &mut Context<'_>) {
-        let mut at = 0;
-        while at < self.managements.len() {
-            let management = &mut self.managements[at];
-            if let Some(all_ended) = &mut management.all_ended
-                && all_ended.as_mut().poll(cx).is_ready()
-            {
-                management.all_ended = None;
-            }
-            if management.ended.is_empty() && management.all_ended.is_none() {
-                match self.managements.remove(at).reply {
-                    Reply::Managed(task) => self.managed(task, task_management::COMPLETE),
-                    Reply::LoggedOut(task) => {
-                        self.logged_out(task, logout::CLOSED);
-                        return self.finish(End::LoggedOut);
-                    }
-                }
-            } else {
-                at += 1;
-            }
-        }
-    }
-
-    fn managed(&mut self, task: u32, response: u8) {
-        let response = TaskManagementResponse {
-            flags: FINAL,
-            response,
-            task,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.command_sn_max(),
-        };
-        self.put(&response.encode(0), Bytes::new());
     }
 
     fn answer_text(&mut self, bhs: &Bhs, data: &[u8]) {
@@ -827,34 +490,9 @@ impl Session {
             transfer,
             status_sn: self.next_status_sn(),
             expected_command_sn: self.command_sn,
-            command_sn_max: self.command_sn_max(),
+            command_sn_max: self.window_end(),
         };
         self.put(&response.encode(text.len()), text);
-    }
-
-    /// Tasks end before the answer: whoever has it may log in anew and go on (11.14).
-    fn log_out(&mut self, head: LogoutRequest) {
-        match head.reason & !FINAL {
-            logout::CLOSE_SESSION => {}
-            logout::CLOSE_CONNECTION if head.connection == self.connection => {}
-            logout::CLOSE_CONNECTION => return self.logged_out(head.task, logout::NO_SUCH_CONNECTION),
-            _ => return self.logged_out(head.task, logout::RECOVERY_NOT_SUPPORTED),
-        }
-        let ended = self.abort_all();
-        self.managements.push(Management { reply: Reply::LoggedOut(head.task), ended, all_ended: None });
-    }
-
-    fn logged_out(&mut self, task: u32, response: u8) {
-        let answer = LogoutResponse {
-            flags: FINAL,
-            response,
-            task,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.command_sn_max(),
-            ..LogoutResponse::default()
-        };
-        self.put(&answer.encode(0), Bytes::new());
     }
 
     fn reject(&mut self, bhs: &Bhs, reason: u8) {
@@ -864,7 +502,7 @@ impl Session {
             task: NO_TAG,
             status_sn: self.next_status_sn(),
             expected_command_sn: self.command_sn,
-            command_sn_max: self.command_sn_max(),
+            command_sn_max: self.window_end(),
             data_sn: 0,
         };
         self.put(&rejected.encode(bhs.len()), Bytes::copy_from_slice(bhs));
@@ -875,15 +513,10 @@ impl Session {
     }
 }
 
-/// 11.4.7.2
-fn sense_of(wrong: Wrong) -> Sense {
-    match wrong {
-        Wrong::Amount => Sense::INCORRECT_AMOUNT_OF_DATA,
-        Wrong::Order => Sense::PROTOCOL_SERVICE_CRC_ERROR,
-    }
-}
-
 fn next_tag(tag: u32) -> u32 {
     // 0xffffffff is no tag.
     (tag + 1) % NO_TAG
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,31 @@ pub struct Asked {
     pub length: u32,
 }
 
+/// What came so far: what comes in one piece is not copied, and the rest costs its bytes and no more.
+#[derive(Debug)]
+enum Held {
+    Nothing,
+    Piece(Bytes),
+    Joined(BytesMut),
+}
+
+impl Held {
+    /// Adds a piece of what has `length` bytes in the end.
+    fn add(&mut self, piece: Bytes, length: u32) {
+        match self {
+            _ if piece.is_empty() => {}
+            Self::Nothing => *self = Self::Piece(piece),
+            Self::Piece(first) => {
+                let mut joined = BytesMut::with_capacity((length as usize).max(first.len() + piece.len()));
+                joined.extend_from_slice(first);
+                joined.extend_from_slice(&piece);
+                *self = Self::Joined(joined);
+            }
+            Self::Joined(joined) => joined.extend_from_slice(&piece),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Transfer {
     /// What the command takes, bytes.
@@ -37,7 +62,7 @@ pub struct Transfer {
     unasked_max: u32,
     /// Data is to come unasked.
     unasked: bool,
-    parts: Vec<Bytes>,
+    data: Held,
     received: u32,
     /// Number of the next PDU of the sequence at hand.
     data_sn: u32,
@@ -57,12 +82,13 @@ impl Transfer {
         if unwanted || received > unasked_max {
             return Err(Wrong::Amount);
         }
-        let parts = if received > 0 { vec![immediate] } else { Vec::new() };
+        let mut data = Held::Nothing;
+        data.add(immediate, length);
         Ok(Self {
             length,
             unasked_max,
             unasked: !final_,
-            parts,
+            data,
             received,
             data_sn: 0,
             asked_to: received.min(length),
@@ -111,9 +137,7 @@ impl Transfer {
         let received = self.received.checked_add(length).filter(|received| *received <= end).ok_or(Wrong::Amount)?;
         self.received = received;
         self.data_sn = self.data_sn.wrapping_add(1);
-        if length > 0 {
-            self.parts.push(data);
-        }
+        self.data.add(data, self.length);
         let is_last = head.flags & FINAL != 0;
         if self.unasked {
             self.unasked = !is_last;
@@ -128,18 +152,13 @@ impl Transfer {
     }
 
     /// All of it, in one piece.
-    pub fn into_data(mut self) -> Bytes {
-        let length = self.length as usize;
-        let mut data = match self.parts.len() {
-            0 => Bytes::new(),
-            1 => self.parts.remove(0),
-            _ => {
-                let mut joined = BytesMut::with_capacity(self.received as usize);
-                self.parts.iter().for_each(|part| joined.extend_from_slice(part));
-                joined.freeze()
-            }
+    pub fn into_data(self) -> Bytes {
+        let mut data = match self.data {
+            Held::Nothing => Bytes::new(),
+            Held::Piece(piece) => piece,
+            Held::Joined(joined) => joined.freeze(),
         };
-        data.truncate(length);
+        data.truncate(self.length as usize);
         data
     }
 }

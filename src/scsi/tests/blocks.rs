@@ -252,7 +252,6 @@ async fn what_the_disk_says_becomes_what_initiators_understand() {
         (DiskError::Refused(Errno::EPERM), 0x2700, 0x2700),
         (DiskError::Refused(Errno::EINVAL), 0x2400, 0x2400),
         (DiskError::Refused(Errno::ENOTSUP), 0x2000, 0x2000),
-        (DiskError::Lost, 0x0000, 0x0000),
     ];
     for (error, reading, writing) in cases {
         disk.inject(Fault::instead(Kind::Read, error));
@@ -264,6 +263,25 @@ async fn what_the_disk_says_becomes_what_initiators_understand() {
         assert_eq!(refused(&nexus, &cdb10(0x2E, 0, 1), &filled(1, 1)).await.code, writing, "{error}");
         assert_eq!(refused(&nexus, &cdb10(0x41, 0, 1), &filled(1, 1)).await.code, writing, "{error}");
         assert_eq!(refused(&nexus, &cdb10(0x35, 0, 0), &[]).await.code, writing, "{error}");
+        disk.heal();
+    }
+    good(&nexus, &read(0, 1), &[]).await;
+}
+
+/// As the store's own server would have it: who drives the unit ends its sessions.
+#[tokio::test]
+async fn a_store_that_is_lost_has_no_answer() {
+    let disk = Arc::new(FaultyDisk::new(MemoryDisk::new(SIZE)));
+    let unit = Unit::new(disk.clone(), settings()).unwrap();
+    let nexus = nexus(&unit, 1);
+    for error in [DiskError::Lost, DiskError::Refused(Errno::ESHUTDOWN)] {
+        for kind in [Kind::Read, Kind::Write, Kind::Flush] {
+            disk.inject(Fault::instead(kind, error));
+        }
+        for cdb in [&read(0, 1)[..], &write(0, 1), &cdb10(0x2E, 0, 1), &cdb10(0x41, 0, 1), &cdb10(0x35, 0, 0)] {
+            let command = nexus.admit(0, cdb).unwrap();
+            assert_eq!(nexus.execute(command, filled(1, 1).into()).await.err(), Some(DiskError::Lost), "{cdb:02x?}");
+        }
         disk.heal();
     }
     good(&nexus, &read(0, 1), &[]).await;
