@@ -9,12 +9,21 @@ python=/usr/bin/python3 # libnbd's bindings are Debian's, so the interpreter is 
 moto=5.2.2
 azurite=3.35.0
 
+# A newer qemu from elsewhere may have its initiator nowhere: of the two packages the distribution's fit each other.
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")
+
 has_command() { command -v "$1" >/dev/null; }
 has_sbin() { has_command "$1" || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
 has_sqlite() { [ -x "$python" ] && "$python" -c 'import sqlite3' 2>/dev/null; }
 has_libnbd() { [ -x "$python" ] && "$python" -c 'import nbd' 2>/dev/null; }
 has_qemu() { has_command qemu-img && has_command qemu-io && has_command qemu-nbd; }
-has_qemu_iscsi() { has_qemu && qemu-img --help | grep -qw iscsi; }
+# Where its module is absent it says so before it looks for anybody.
+has_qemu_iscsi() {
+    local said
+    has_qemu || return 1
+    said=$(qemu-img info iscsi://127.0.0.1:1/iqn.2000-01.absent:disk/0 2>&1) || true
+    [[ ! $said =~ (load module|Unknown protocol) ]]
+}
 has_venv() { [ -x "$python" ] && "$python" -c 'import venv, ensurepip' 2>/dev/null; }
 has_fio() { has_command fio && fio --enghelp 2>/dev/null | grep -qw nbd; }
 # A virtual environment names its own place, so that one whose folder was moved does not run.
@@ -32,8 +41,7 @@ absent() {
     has_command prlimit || echo util-linux
     has_fio || echo fio
     { has_command iscsi-test-cu && has_command iscsi-inq && has_command iscsi-ls; } || echo libiscsi-bin
-    has_qemu || echo qemu-utils
-    has_qemu_iscsi || echo qemu-block-extra
+    has_qemu_iscsi || printf '%s\n' "qemu-utils/$codename" "qemu-block-extra/$codename"
     has_command node || echo nodejs
     has_command npm || echo npm
     has_venv || echo python3-venv
@@ -47,10 +55,8 @@ mapfile -t packages < <(absent)
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installing: ${packages[*]}"
     as_root apt-get update -q
-    install=(env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends)
-    # A newer qemu from elsewhere has its initiator in a package that may be nowhere; the distribution's fit each other.
-    as_root "${install[@]}" "${packages[@]}" ||
-        as_root "${install[@]}" --allow-downgrades "${packages[@]}" "qemu-utils/$(. /etc/os-release && echo "$VERSION_CODENAME")"
+    install=(env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends --allow-downgrades)
+    as_root "${install[@]}" "${packages[@]}" || as_root "${install[@]}" "${packages[@]%%/*}"
 fi
 
 mkdir -p "$tools"
