@@ -255,7 +255,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             if issued.weight > 0 {
                 return self.begin(issued, command, transfer.into_data());
             }
-            issued.weight = transfer.received() as usize;
+            // A read whose initiator says that it writes brings data, too.
+            issued.weight = (transfer.received() as usize).max(command.data_in() as usize);
             return self.begin_or_hold(issued, command, transfer.into_data());
         }
         if !receiving.transfer.wants(&self.parameters) {
