@@ -94,9 +94,15 @@ async fn look_everywhere(volume: &Volume, report: &Report, copy: &Resolver) -> R
     let mut blocks = BTreeSet::new();
     let mut places = BLOCKS as u64;
     while blocks.len() < BLOCKS && places <= PLACES_MAX {
+        // Named by what was asked last: what lies before it need not be asked again.
+        let mut named = None;
         for place in 0..places {
             let from = Block(size.div_ceil(BLOCK) * place / places);
-            match answered(report, || copy.next_named(from)).await? {
+            if named.is_some_and(|named| from <= named) {
+                continue;
+            }
+            named = answered(report, || copy.next_named(from)).await?;
+            match named {
                 Some(block) if block.0 * BLOCK < size => blocks.insert(block.0),
                 _ => break,
             };

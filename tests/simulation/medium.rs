@@ -105,7 +105,7 @@ impl Medium {
         for sector in sectors {
             let was_dirty = !self.dirty.insert(sector);
             self.call.push((sector, Done::Wrote { was_dirty }));
-            remember(&mut self.before, &self.cached, sector);
+            self.before.extend_from_slice(self.cached.sector(sector));
         }
         self.ends.push(self.call.len());
         self.cached.write(offset, bytes);
@@ -118,7 +118,7 @@ impl Medium {
         for sector in sectors {
             self.dirty.remove(sector);
             self.call.push((sector, Done::Synced));
-            remember(&mut self.before, &self.durable, sector);
+            self.before.extend_from_slice(self.durable.sector(sector));
             if !fails || once_in(2) {
                 self.land(sector);
             } else {
@@ -153,7 +153,7 @@ impl Medium {
     fn land(&mut self, sector: u64) {
         self.stale.remove(sector);
         let span = sector_span(sector);
-        if content(&self.durable, sector) != content(&self.cached, sector) {
+        if self.durable.sector(sector) != self.cached.sector(sector) {
             self.older.take(&self.durable, span);
             self.changed.insert(sector);
             self.durable.take(&self.cached, span);
@@ -164,18 +164,18 @@ impl Medium {
     pub fn rot(&mut self) -> Option<(u64, &'static str)> {
         let any = |changed: &Sectors| changed.nth(below(changed.len()));
         let sector = any(&self.changed)?;
-        let mut found = content(&self.durable, sector);
+        let mut found = self.durable.sector(sector).to_vec();
         let how = match below(3) {
             0 => {
                 found[below(SECTOR) as usize] ^= 1 << below(8);
                 "has rotted"
             }
             1 => {
-                found = content(&self.older, sector);
+                found = self.older.sector(sector).to_vec();
                 "is older"
             }
             _ => {
-                found = content(&self.durable, any(&self.changed)?);
+                found = self.durable.sector(any(&self.changed)?).to_vec();
                 "is another"
             }
         };
@@ -184,16 +184,4 @@ impl Medium {
         self.dirty.remove(sector);
         Some((sector, how))
     }
-}
-
-fn content(pages: &Pages, sector: u64) -> [u8; UNIT] {
-    let mut content = [0; UNIT];
-    pages.read(sector * SECTOR, &mut content);
-    content
-}
-
-fn remember(before: &mut Vec<u8>, pages: &Pages, sector: u64) {
-    let at = before.len();
-    before.resize(at + UNIT, 0);
-    pages.read(sector * SECTOR, &mut before[at..]);
 }

@@ -58,9 +58,16 @@ impl Pages {
     }
 
     pub fn bytes(&self, span: Span) -> Vec<u8> {
-        let mut bytes = vec![0; span.len() as usize];
-        self.read(span.start, &mut bytes);
+        let mut bytes = Vec::with_capacity(span.len() as usize);
+        self.parts(span).for_each(|(page, within, _)| bytes.extend_from_slice(&self.page(page)[within]));
         bytes
+    }
+
+    /// What a sector holds.
+    pub fn sector(&self, sector: u64) -> &[u8] {
+        let span = sector_span(sector);
+        assert!(span.end <= self.length, "sector {sector} of {} bytes", self.length);
+        &self.page(span.start as usize / PAGE)[span.start as usize % PAGE..][..SECTOR as usize]
     }
 
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
