@@ -12,6 +12,7 @@
 //! they are.
 //! Crash: what was not flushed may be there, in part or not at all, as with any disk.
 
+mod allocation;
 mod erase;
 mod open;
 mod ring;
@@ -29,6 +30,7 @@ use bytes::Bytes;
 use rustix::fs::{Advice, SeekFrom, fadvise, fdatasync, seek};
 use rustix::io::{self, ReadWriteFlags, pwritev2, retry_on_intr};
 
+use self::allocation::Allocation;
 use self::erase::{Eraser, Latch};
 pub use self::open::{OpenError, Options};
 use self::ring::Ring;
@@ -60,6 +62,7 @@ struct Inner {
     read_nowait: Latch,
     write_nowait: Latch,
     eraser: Eraser,
+    allocation: Allocation,
 }
 
 impl FileDisk {
@@ -117,6 +120,7 @@ impl FileDisk {
                 write_nowait: Latch::new(direct.is_none()),
                 direct,
                 eraser,
+                allocation: Allocation::unknown(),
             }),
         })
     }
@@ -194,30 +198,12 @@ impl Inner {
     /// What trims and zeroes share: nothing to do for an empty range, and `fua` by a flush, as nbdkit has it.
     fn erase(&self, span: Span, fua: bool, how: impl FnOnce(&Eraser) -> Result<()>) -> Result<()> {
         if !span.is_empty() {
-            how(&self.eraser)?;
+            let erased = how(&self.eraser);
+            // A part of it may be, when it failed.
+            self.allocation.erased();
+            erased?;
         }
         if fua { self.sync() } else { Ok(()) }
-    }
-
-    fn extents(&self, span: Span, limit: usize) -> Result<Vec<Extent>> {
-        // Past the last data, SEEK_DATA answers with ENXIO; so do both past the end of a file that became shorter.
-        let find = |from| match seek(&self.file, from) {
-            Ok(found) => Ok(found.min(span.end)),
-            Err(io::Errno::NXIO) => Ok(span.end),
-            Err(error) => Err(error),
-        };
-        let mut extents = Vec::new();
-        let mut at = span.start;
-        while at < span.end && extents.len() < limit {
-            let data = find(SeekFrom::Data(at))?;
-            let (end, hole) = if data > at { (data, true) } else { (find(SeekFrom::Hole(at))?, false) };
-            // Nothing in between: what was data has become a hole meanwhile. Look again.
-            if end > at {
-                extents.push(Extent { length: end - at, hole, zero: hole });
-                at = end;
-            }
-        }
-        Ok(extents)
     }
 }
 
@@ -315,7 +301,7 @@ impl Disk for FileDisk {
         if !self.inner.abilities.extents {
             return Pending::ready(Ok(vec![Extent { length, hole: false, zero: false }]));
         }
-        self.spawn(move |inner| inner.extents(Span::at(offset, length), limit))
+        self.spawn(move |inner| inner.allocation.extents(&inner.file, Span::at(offset, length), limit))
     }
 
     fn forget_cached(&self) -> Pending<bool> {

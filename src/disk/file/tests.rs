@@ -95,6 +95,21 @@ async fn a_punched_range_becomes_a_hole_and_a_zeroed_one_without_holes_does_not_
     assert_eq!(disk.extents(0, MIB, 9).await.unwrap(), [Extent { length: MIB, hole: true, zero: true }]);
 }
 
+/// Where the end of data is found page by page, too.
+#[tokio::test]
+async fn a_hole_that_is_punched_into_data_shows_at_once() {
+    for place in ["/var/tmp", "/dev/shm"] {
+        let folder = tempfile::tempdir_in(place).unwrap();
+        let disk = FileDisk::open(folder.path().join("disk"), BUFFERED).unwrap();
+        disk.write(0, vec![1; MIB as usize].into(), true).await.unwrap();
+        let [data, hole] = [false, true].map(|hole| Extent { length: 64 * KIB, hole, zero: hole });
+        assert_eq!(disk.extents(0, 64 * KIB, 9).await.unwrap(), [data]);
+        assert_eq!(disk.extents(128 * KIB, 64 * KIB, 9).await.unwrap(), [data], "of the same run");
+        disk.trim(128 * KIB, 64 * KIB, false).await.unwrap();
+        assert_eq!(disk.extents(64 * KIB, 192 * KIB, 9).await.unwrap(), [data, hole, data]);
+    }
+}
+
 #[tokio::test]
 async fn a_second_writer_is_refused_and_a_reader_is_not() {
     let folder = folder();
