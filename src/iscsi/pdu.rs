@@ -336,6 +336,14 @@ impl Field for [u16; 3] {
     }
 }
 
+/// Puts the serial numbers into a PDU of a target: all that it sends behind the login have them at the same places
+/// (11.4.8 to 11.4.10).
+pub fn number(bhs: &mut Bhs, status_sn: u32, expected_command_sn: u32, command_sn_max: u32) {
+    for (number, at) in [(status_sn, 24), (expected_command_sn, 28), (command_sn_max, 32)] {
+        number.put(&mut bhs[at..]);
+    }
+}
+
 /// Flags of a SCSI command (11.3.1).
 pub mod command {
     pub const READ: u8 = 0x40;

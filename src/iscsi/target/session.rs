@@ -228,6 +228,16 @@ struct Session<S> {
     end: Option<End>,
 }
 
+/// What a PDU has as its number (4.2.2.2).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StatusSn {
+    /// One of its own: it is to be acknowledged.
+    Own,
+    /// That of the next PDU that has one of its own.
+    Next,
+    None,
+}
+
 type Resets = Pin<Box<dyn Future<Output = watch::Receiver<u64>> + Send>>;
 
 fn next_reset(mut resets: watch::Receiver<u64>) -> Resets {
@@ -415,12 +425,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.command_sn_max
     }
 
-    fn next_status_sn(&mut self) -> u32 {
-        let number = self.status_sn;
-        self.status_sn = number.wrapping_add(1);
-        number
-    }
-
     fn nop(&mut self, head: NopOut, data: Bytes) {
         // An answer to our question: that it came is enough.
         if head.task == NO_TAG {
@@ -428,30 +432,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         let mut data = data;
         data.truncate(self.parameters.sent_max as usize);
-        let response = NopIn {
-            flags: FINAL,
-            lun: head.lun,
-            task: head.task,
-            transfer: NO_TAG,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.window_end(),
-        };
-        self.put(&response.encode(data.len()), data);
+        let response = NopIn { flags: FINAL, lun: head.lun, task: head.task, transfer: NO_TAG, ..NopIn::default() };
+        self.put(response.encode(data.len()), data, StatusSn::Own);
     }
 
     fn ask_whether_there(&mut self) {
-        let question = NopIn {
-            flags: FINAL,
-            task: NO_TAG,
-            transfer: self.tag,
-            status_sn: self.status_sn,
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.window_end(),
-            ..NopIn::default()
-        };
+        let question = NopIn { flags: FINAL, task: NO_TAG, transfer: self.tag, ..NopIn::default() };
         self.tag = next_tag(self.tag);
-        self.put(&question.encode(0), Bytes::new());
+        self.put(question.encode(0), Bytes::new(), StatusSn::Next);
     }
 
     /// Asks the initiator to log out: it may come back when we do (11.9.1).
@@ -465,17 +453,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     fn tell(&mut self, event: u8, parameters: [u16; 3]) {
-        let message = AsyncMessage {
-            flags: FINAL,
-            task: NO_TAG,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.window_end(),
-            event,
-            parameters,
-            ..AsyncMessage::default()
-        };
-        self.put(&message.encode(0), Bytes::new());
+        let message = AsyncMessage { flags: FINAL, task: NO_TAG, event, parameters, ..AsyncMessage::default() };
+        self.put(message.encode(0), Bytes::new(), StatusSn::Own);
     }
 
     fn answer_text(&mut self, bhs: &Bhs, data: &[u8]) {
@@ -483,33 +462,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let own = self.unit.as_ref().map(|(target, _)| target.name());
         let said = self.text.take(&head, data, &self.targets, own, &mut self.parameters);
         let Some((flags, transfer, text)) = said else { return self.reject(bhs, reject::PROTOCOL_ERROR) };
-        let response = TextResponse {
-            flags,
-            lun: head.lun,
-            task: head.task,
-            transfer,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.window_end(),
-        };
-        self.put(&response.encode(text.len()), text);
+        let response = TextResponse { flags, lun: head.lun, task: head.task, transfer, ..TextResponse::default() };
+        self.put(response.encode(text.len()), text, StatusSn::Own);
     }
 
     fn reject(&mut self, bhs: &Bhs, reason: u8) {
-        let rejected = Reject {
-            flags: FINAL,
-            reason,
-            task: NO_TAG,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.window_end(),
-            data_sn: 0,
-        };
-        self.put(&rejected.encode(bhs.len()), Bytes::copy_from_slice(bhs));
+        let rejected = Reject { flags: FINAL, reason, task: NO_TAG, data_sn: 0, ..Reject::default() };
+        self.put(rejected.encode(bhs.len()), Bytes::copy_from_slice(bhs), StatusSn::Own);
     }
 
-    fn put(&mut self, bhs: &Bhs, data: Bytes) {
-        self.frames.put(&mut self.outbox, bhs, data);
+    /// Queues a PDU, with the serial numbers as they are now.
+    fn put(&mut self, mut bhs: Bhs, data: Bytes, status_sn: StatusSn) {
+        let number = match status_sn {
+            StatusSn::Own | StatusSn::Next => self.status_sn,
+            StatusSn::None => 0,
+        };
+        if status_sn == StatusSn::Own {
+            self.status_sn = number.wrapping_add(1);
+        }
+        pdu::number(&mut bhs, number, self.command_sn, self.window_end());
+        self.frames.put(&mut self.outbox, &bhs, data);
     }
 }
 

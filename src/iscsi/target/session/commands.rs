@@ -7,7 +7,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::super::transfer::{Transfer, Wrong};
-use super::{IMMEDIATE_MAX, IN_FLIGHT_BYTES_MAX, Issued, Receiving, Running, Session, SessionError, WINDOW, next_tag};
+use super::{
+    IMMEDIATE_MAX, IN_FLIGHT_BYTES_MAX, Issued, Receiving, Running, Session, SessionError, StatusSn, WINDOW, next_tag,
+};
 use crate::disk::{self, Pending};
 use crate::iscsi::frames::Frame;
 use crate::iscsi::pdu::{
@@ -189,13 +191,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             flags: FINAL | flag,
             status: status as u8,
             task: issued.task,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.window_end(),
             residual: rest,
             ..ScsiResponse::default()
         };
-        self.put(&response.encode(data.len()), data);
+        self.put(response.encode(data.len()), data, StatusSn::Own);
         Ok(())
     }
 
@@ -213,8 +212,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 lun: issued.lun,
                 task: issued.task,
                 transfer: NO_TAG,
-                expected_command_sn: self.command_sn,
-                command_sn_max: self.window_end(),
                 data_sn,
                 offset: from as u32,
                 ..DataIn::default()
@@ -223,9 +220,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 head.flags |= data_in::STATUS | flag;
                 head.status = Status::Good as u8;
                 head.residual = rest;
-                head.status_sn = self.next_status_sn();
             }
-            self.put(&head.encode(to - from), data.slice(from..to));
+            let status_sn = if is_last { StatusSn::Own } else { StatusSn::None };
+            self.put(head.encode(to - from), data.slice(from..to), status_sn);
             (from, data_sn) = (to, data_sn + 1);
         }
     }
@@ -290,14 +287,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 lun,
                 task,
                 transfer: asked.transfer,
-                status_sn: self.status_sn,
-                expected_command_sn: self.command_sn,
-                command_sn_max: self.window_end(),
                 r2t_sn: asked.number,
                 offset: asked.offset,
                 length: asked.length,
+                ..ReadyToTransfer::default()
             };
-            self.put(&r2t.encode(0), Bytes::new());
+            self.put(r2t.encode(0), Bytes::new(), StatusSn::Next);
         }
     }
 

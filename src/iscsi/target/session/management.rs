@@ -9,7 +9,7 @@ use std::task::Context;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{End, Issued, MANAGEMENTS_MAX, Management, Reply, Session};
+use super::{End, Issued, MANAGEMENTS_MAX, Management, Reply, Session, StatusSn};
 use crate::iscsi::pdu::{
     FINAL, LogoutRequest, LogoutResponse, TaskManagementRequest, TaskManagementResponse, logout, task_management,
 };
@@ -98,15 +98,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     pub(super) fn managed(&mut self, task: u32, response: u8) {
-        let response = TaskManagementResponse {
-            flags: FINAL,
-            response,
-            task,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.window_end(),
-        };
-        self.put(&response.encode(0), Bytes::new());
+        let response = TaskManagementResponse { flags: FINAL, response, task, ..TaskManagementResponse::default() };
+        self.put(response.encode(0), Bytes::new(), StatusSn::Own);
     }
 
     /// Whether a logout was asked for that is not answered yet.
@@ -127,15 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     pub(super) fn logged_out(&mut self, task: u32, response: u8) {
-        let answer = LogoutResponse {
-            flags: FINAL,
-            response,
-            task,
-            status_sn: self.next_status_sn(),
-            expected_command_sn: self.command_sn,
-            command_sn_max: self.window_end(),
-            ..LogoutResponse::default()
-        };
-        self.put(&answer.encode(0), Bytes::new());
+        let answer = LogoutResponse { flags: FINAL, response, task, ..LogoutResponse::default() };
+        self.put(answer.encode(0), Bytes::new(), StatusSn::Own);
     }
 }
