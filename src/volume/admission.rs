@@ -12,6 +12,10 @@
 //! - A marked region is hot, or will be before anything is published that relies on it.
 //! - After the first refused record none is accepted until the log is restarted: `overflowed_at` never moves.
 
+mod doubt;
+mod proof;
+mod scanning;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -21,19 +25,18 @@ use tokio::time::Instant;
 use super::backlog::Backlog;
 use super::boot::Replay;
 use super::descriptor::{Descriptor, Effect};
-use super::flushes::{Flushes, Flushing};
-use super::heat::{Cold, Heat, Standing};
+use super::flushes::Flushes;
+use super::heat::{Cold, Heat};
 use super::progress::{Cut, Progress};
 use super::sequences::Sequences;
 use super::watch::{WatchId, Watches};
 use crate::failpoint::{self, Safeguard};
 use crate::format::log::LogOp;
-use crate::marks::{Change, Facts, RegionSet};
+use crate::marks::RegionSet;
 use crate::units::{LogIndex, REGION, SECTOR, Sequence, Span};
 use crate::writelog::{Record, VolumeLog};
 
-/// Regions that are looked at together in a scan: 4 GiB. A hole as long is passed under one lock.
-const RUN_MAX: u64 = 1024;
+pub use scanning::ScanTurn;
 
 /// Where a volume stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,14 +115,6 @@ pub struct Admission {
     /// Since when no recovery point can be up to date: an overflow, or the start of a scan.
     inexact_since: Option<Instant>,
     watches: Watches,
-}
-
-/// A range whose turn it is in a scan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScanTurn {
-    pub index: LogIndex,
-    /// The content is to be compared with the remote copy, not logged.
-    pub compare: bool,
 }
 
 impl Admission {
@@ -440,95 +435,6 @@ impl Admission {
         }
     }
 
-    /// The store may have forgotten whatever is not proven to be flushed: logging ends, and all that is hot is marked.
-    pub fn distrust(&mut self) {
-        self.stop_logging(Span::new(0, 0));
-        self.marked.add(self.heat.hot());
-        self.heat.disprove();
-        self.distrusts += 1;
-    }
-
-    /// As [`Self::distrust`], and what the store holds where it is hot now cannot be known by reading it.
-    pub fn distrust_for_good(&mut self) {
-        self.heat.stick();
-        self.distrust();
-    }
-
-    /// How often the store was distrusted: what was read of it before says nothing of what is read after.
-    pub fn distrusts(&self) -> u64 {
-        self.distrusts
-    }
-
-    /// Whether the store, now of that incarnation, may have forgotten something since it was distrusted so many times: an
-    /// operation that was admitted then and is answered now says nothing of what stands beside it.
-    pub fn is_stale(&self, incarnation: u64, distrusts: u64) -> bool {
-        (incarnation > self.incarnation || distrusts != self.distrusts) && failpoint::stands(Safeguard::StaleAnswers)
-    }
-
-    /// Takes note of the store's incarnation; a higher one than before is a reason for distrust.
-    pub fn came_back(&mut self, incarnation: u64) -> bool {
-        let came_back = incarnation > self.incarnation && failpoint::stands(Safeguard::DistrustAfterLoss);
-        if came_back {
-            self.incarnation = incarnation;
-            self.distrust();
-        }
-        came_back
-    }
-
-    /// What the store is compared with is not what it was thought to be: nothing logged so far makes it exact, and
-    /// everything is to be compared. Says when that is durably known.
-    pub fn distrust_base(&mut self) -> Cold {
-        self.chain_seen = true;
-        self.distrust();
-        self.exact_from = None;
-        if self.state == State::Replaying {
-            self.forget();
-        }
-        self.marked.insert(Span::new(0, self.size));
-        self.heat.want(Span::new(0, self.size))
-    }
-
-    pub fn fence(&mut self, log: &VolumeLog) {
-        self.distrust_base();
-        self.state = State::Fenced;
-        self.forget();
-        self.release(log);
-    }
-
-    /// In Fenced the log is of no use; but it stays until the marks say durably what it covered.
-    pub fn release(&mut self, log: &VolumeLog) {
-        if self.state == State::Fenced && !self.heat.is_heating() && log.appended() < self.newest().next() {
-            log.reset(self.newest().next());
-        }
-    }
-
-    /// The marks cannot be written: nothing is known of what changes from now on.
-    pub fn untrack(&mut self) {
-        if self.unmarked {
-            return;
-        }
-        self.unmarked = true;
-        self.distrust();
-        self.exact_from = None;
-        self.marked.insert(Span::new(0, self.size));
-        if self.state != State::Fenced {
-            self.state = State::Untracked;
-        }
-    }
-
-    pub fn is_unmarked(&self) -> bool {
-        self.unmarked
-    }
-
-    /// The marks were begun anew: all is hot.
-    pub fn track_again(&mut self, facts: Facts) {
-        self.heat.all_hot(self.size, facts);
-        self.unmarked = false;
-        if self.state == State::Untracked {
-            self.state = State::Overflowed;
-        }
-    }
-
     pub fn is_quiet(&self, appended: LogIndex) -> bool {
         self.progress.is_idle() && self.progress.bars_nothing() && appended >= self.newest()
     }
@@ -562,22 +468,6 @@ impl Admission {
         self.exact_from = None;
     }
 
-    /// In Overflowed or Replaying, and drained: restarts the log and begins to scan the marked regions.
-    pub fn begin_resync(&mut self, log: &VolumeLog) {
-        debug_assert!(matches!(self.state, State::Overflowed | State::Replaying));
-        debug_assert!(self.progress.is_idle());
-        self.forget();
-        self.progress = Progress::new(self.newest());
-        self.blind = RegionSet::new(self.size);
-        self.front = 0;
-        self.exact_from = None;
-        self.inexact_since.get_or_insert_with(Instant::now);
-        log.reset(self.newest().next());
-        self.state = State::Resyncing;
-        // A log that holds nothing is not told from what lay there before it.
-        let Ticket(_) = self.remark(log, LogOp::Heartbeat, self.heat.heartbeat());
-    }
-
     /// Drained likewise, but the log has failed: it is emptied, and tried again. Whatever of it was not published is hot
     /// still: to cool, it had to be synced and in a cut.
     pub fn revive_log(&mut self, log: &VolumeLog) {
@@ -585,187 +475,10 @@ impl Admission {
         log.revive(self.newest().next());
     }
 
-    /// In Resyncing: the next run of marked bytes from the front on; none at the end of the scan.
-    pub fn scan_ahead(&self) -> Option<Span> {
-        let region = self.marked.next_from(self.front / REGION)?;
-        let start = (region * REGION).max(self.front);
-        let end = (self.marked.next_absent(region, region + RUN_MAX) * REGION).min(self.size);
-        Some(Span::new(start, end))
-    }
-
-    /// Takes a range's turn in the scan: moves the front behind it. The caller holds the range and reads it next.
-    /// None if the scan has been interrupted.
-    pub fn scan_turn(&mut self, log: &VolumeLog, span: Span) -> Option<ScanTurn> {
-        if self.state != State::Resyncing {
-            return None;
-        }
-        let compare = !self.blind.contains_any(span);
-        let Ticket(Some(index)) = self.record(log, LogOp::Scan, span, Bytes::new()) else {
-            return None;
-        };
-        self.front = span.end;
-        self.heat.touch_scanned(span);
-        // The region that the front stands in keeps its mark: writes to the rest of it are still ahead.
-        let whole = if span.end == self.size { self.size } else { span.end / REGION * REGION };
-        self.marked.remove(Span::new((span.start / REGION * REGION).min(whole), whole));
-        Some(ScanTurn { index, compare })
-    }
-
-    /// The scan has come to the end: from the newest index on, cuts are exact. False if it was interrupted.
-    pub fn scan_finished(&mut self) -> bool {
-        if self.state != State::Resyncing || self.scan_ahead().is_some() {
-            return false;
-        }
-        self.exact_from = Some(self.newest());
-        self.state = State::Shadowing;
-        true
-    }
-
-    /// Bytes that are still to be scanned.
-    pub fn scan_left(&self) -> u64 {
-        let marked = self.marked.len() * REGION;
-        // The region that the front stands in is scanned in part; the last one may be short.
-        let begun = if self.marked.next_from(self.front / REGION) == Some(self.front / REGION) {
-            self.front % REGION
-        } else {
-            0
-        };
-        marked.saturating_sub(begun).min(self.size)
-    }
-
-    fn standing(&mut self, log: &VolumeLog) -> Standing {
-        let cut = self.cut(log.appended()).index;
-        Standing { cut, synced: log.synced(), published: self.published().index }
-    }
-
-    /// Before a flush is submitted to the store.
-    pub fn flushing(&mut self, log: &VolumeLog) -> Flushing {
-        let cut = self.cut(log.appended()).index;
-        self.flushes.begin(self.heat.flushing(cut))
-    }
-
-    /// Before a change is submitted that is to be durable when it is answered; it proves nothing but itself.
-    pub fn making_durable(&mut self) -> Flushing {
-        self.flushes.begin(None)
-    }
-
-    /// That has succeeded; whether it `proves` anything depends on who answered.
-    pub fn flushed(&mut self, flushing: Flushing, proves: bool) {
-        for token in self.flushes.succeeded(flushing, proves) {
-            self.heat.flushed(token);
-        }
-    }
-
-    /// That has failed, or its answer is lost.
-    pub fn not_flushed(&mut self, flushing: Flushing) {
-        self.flushes.failed(flushing);
-    }
-
-    /// Takes note of what is proven by now, and ends the generation of changes where `due` says that it is old
-    /// enough, or there are too many hot regions. Says whether it did, and whether a flush of the store is what is
-    /// missing for more.
-    pub fn prove(&mut self, log: &VolumeLog, due: bool) -> (bool, bool) {
-        let standing = self.standing(log);
-        self.heat.prove(standing);
-        let logs = self.state.logs();
-        let begins = logs && self.heat.can_rotate() && (due || self.heat.is_crowded());
-        if begins {
-            self.heat.rotate(self.newest());
-        }
-        (begins, logs && self.heat.wants_flush(standing))
-    }
-
-    /// The next change of the marks, if there is anything to change; the heartbeat is raised if it `beats`.
-    pub fn marks_change(&mut self, beats: bool) -> Option<Change> {
-        // Before the chain was seen a raised heartbeat would hide that the marks are older than it.
-        let beats = beats && self.chain_seen;
-        if !beats && !self.heat.is_wanting() {
-            return None;
-        }
-        if beats {
-            self.heat.beat();
-        }
-        // What is marked stays hot; in other states everything is on its way to be marked.
-        let cooling = self.state.logs().then_some(&self.marked);
-        Some(self.heat.change(self.published().index, cooling))
-    }
-
-    /// The change is durable; the log is told the heartbeat.
-    pub fn marks_changed(&mut self, log: &VolumeLog, beats: bool) {
-        self.heat.changed();
-        if beats {
-            // A log that cannot take it covers nothing any more.
-            let Ticket(_) = self.remark(log, LogOp::Heartbeat, self.heat.heartbeat());
-        }
-    }
-
-    /// The volume is at rest, all of it published, and the store flushed: only what is marked stays hot.
-    /// Says when that is durable.
-    pub fn settle_heat(&mut self, log: &VolumeLog) -> Option<Cold> {
-        let rests = self.is_quiet(log.appended()) && self.is_published(log);
-        rests.then(|| self.heat.settle())
-    }
-
     /// Whether the newest entry says all that can be said: a heartbeat may have come since.
     pub fn is_published(&mut self, log: &VolumeLog) -> bool {
         let cut = self.cut(log.appended());
         !self.says_something(cut.index)
-    }
-
-    /// Whether the marks are of the chain's time or later; if not, the next change of them says that everything is
-    /// hot, with a higher heartbeat than any.
-    pub fn chain_beats(&mut self, heartbeat: u64) -> bool {
-        let older = heartbeat > self.found_heartbeat;
-        if older {
-            self.heat.raise_heartbeat(heartbeat);
-        }
-        self.chain_seen = true;
-        !older
-    }
-
-    /// Changes of a store that an old connection may still carry are read once more, later: what is hot now stays so.
-    pub fn suspect(&mut self) {
-        self.heat.suspect();
-    }
-
-    /// The time of suspicion is over: what was suspect is read again. False if there was nothing.
-    pub fn read_suspects(&mut self) -> bool {
-        let suspects = self.heat.suspects();
-        if suspects.is_empty() {
-            return false;
-        }
-        self.stop_logging(Span::new(0, 0));
-        self.marked.add(&suspects);
-        true
-    }
-
-    /// Before changes go unmarked: a heartbeat above what the marks have or are about to have, and the record of the
-    /// log that says it. None if that was done already.
-    pub fn foretell(&mut self, log: &VolumeLog) -> Option<(u64, Option<LogIndex>)> {
-        let heartbeat = self.heat.foretell()?;
-        let Ticket(index) = self.remark(log, LogOp::Heartbeat, heartbeat);
-        Some((heartbeat, index))
-    }
-
-    pub fn heartbeat(&self) -> (u64, bool) {
-        match self.heat.foretold() {
-            Some(heartbeat) => (heartbeat, true),
-            None => (self.heat.heartbeat(), false),
-        }
-    }
-
-    /// Whether the marks may say less than the truth.
-    pub fn doubts_marks(&self) -> bool {
-        self.unmarked || self.heat.foretold().is_some()
-    }
-
-    /// For marks that begin anew.
-    pub fn facts_of_new_marks(&mut self) -> Facts {
-        self.heat.renewed_facts()
-    }
-
-    pub fn heat(&self) -> &Heat {
-        &self.heat
     }
 
     /// Begins to note what changes in `span`: first all of it that may differ from the newest entry's content (see the
