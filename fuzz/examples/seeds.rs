@@ -15,6 +15,10 @@ use umbra::format::pack::PackBuilder;
 use umbra::format::run::RunBuilder;
 use umbra::format::volume::{Encryption, VolumeObject};
 use umbra::format::{InstanceId, Keys, ObjectHash, ObjectRef, RunRecord, RunSource, Void, VolumeId};
+use umbra::iscsi::pdu::{
+    AsyncMessage, DataIn, FINAL, LoginResponse, LogoutResponse, NO_TAG, NopIn, ReadyToTransfer, ScsiResponse, data_in,
+    event, login, residual,
+};
 use umbra::nbd::wire::{
     self, Chunk, ContextQuery, InfoQuery, OptionHeader, OptionReply, Request, Run, SimpleReply, chunk, command, info,
     option, reply,
@@ -27,6 +31,7 @@ const LOG: LogId = LogId(*b"fedcba9876543210");
 fn main() {
     nbd_client();
     nbd_server();
+    iscsi_target();
     scsi();
     log_recovery();
     marks();
@@ -39,6 +44,191 @@ fn main() {
 fn write(target: &str, name: &str, parts: &[&[u8]]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(name), parts.concat())).unwrap();
+}
+
+/// Answers of a target: they have the numbers that their commands will have.
+struct Answers {
+    bytes: Vec<u8>,
+    status_sn: u32,
+    command_sn_max: u32,
+}
+
+impl Answers {
+    fn put(&mut self, bhs: [u8; 48], data: &[u8]) {
+        self.bytes.extend(bhs);
+        self.bytes.extend(data);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn next(&mut self) -> u32 {
+        self.status_sn += 1;
+        self.status_sn - 1
+    }
+
+    fn login(&mut self, flags: u8, text: &str) {
+        let head = LoginResponse {
+            flags,
+            isid: [0x80, 0, 0, 0, 0, 1],
+            tsih: 1,
+            task: 1,
+            status_sn: self.next(),
+            expected_command_sn: 1,
+            command_sn_max: self.command_sn_max,
+            ..LoginResponse::default()
+        };
+        self.put(head.encode(text.len()), text.as_bytes());
+    }
+
+    /// All data of a read with its status.
+    fn data(&mut self, task: u32, data: &[u8], missing: u32) {
+        let head = DataIn {
+            flags: FINAL | data_in::STATUS | if missing > 0 { residual::UNDERFLOW } else { 0 },
+            task,
+            transfer: NO_TAG,
+            status_sn: self.next(),
+            expected_command_sn: 1,
+            command_sn_max: self.command_sn_max,
+            residual: missing,
+            ..DataIn::default()
+        };
+        self.put(head.encode(data.len()), data);
+    }
+
+    fn status(&mut self, task: u32, status: u8, sense: &[u8]) {
+        let head = ScsiResponse {
+            flags: FINAL,
+            status,
+            task,
+            status_sn: self.next(),
+            expected_command_sn: 1,
+            command_sn_max: self.command_sn_max,
+            ..ScsiResponse::default()
+        };
+        let data = if sense.is_empty() { vec![] } else { [&(sense.len() as u16).to_be_bytes()[..], sense].concat() };
+        self.put(head.encode(data.len()), &data);
+    }
+
+    fn ask(&mut self, task: u32, offset: u32, length: u32, r2t_sn: u32) {
+        let head = ReadyToTransfer {
+            flags: FINAL,
+            task,
+            transfer: 9,
+            status_sn: self.status_sn,
+            expected_command_sn: 1,
+            command_sn_max: self.command_sn_max,
+            r2t_sn,
+            offset,
+            length,
+            ..ReadyToTransfer::default()
+        };
+        self.put(head.encode(0), &[]);
+    }
+}
+
+fn iscsi_target() {
+    let begun = || Answers { bytes: Vec::new(), status_sn: 1, command_sn_max: 32 };
+    let (security, operational) = (login::TRANSIT | login::OPERATIONAL, login::TRANSIT | 1 << 2 | login::FULL_FEATURE);
+
+    // Reads of 4 KiB, 4 KiB and four of 64 KiB; GET LBA STATUS twice; writes; a flush; UNMAP; WRITE SAME.
+    let mut known = begun();
+    known.data(1, &[7; 4096], 0);
+    known.data(2, &[7; 4096], 0);
+    let sense = [0x70, 0, 3, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0];
+    let attention = [0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0, 0, 0, 0, 0];
+    for task in 3..7 {
+        known.status(task, 2, &sense);
+    }
+    let question = NopIn {
+        flags: FINAL,
+        task: NO_TAG,
+        transfer: 5,
+        status_sn: known.status_sn,
+        expected_command_sn: 1,
+        command_sn_max: 32,
+        lun: 0,
+    };
+    known.put(question.encode(0), &[]);
+    let runs = |count: u32| {
+        let mut answer = vec![0, 0, 0, 36, 0, 0, 0, 0];
+        answer.extend([&0u64.to_be_bytes()[..], &count.to_be_bytes(), &[0; 4]].concat());
+        answer.extend([&u64::from(count).to_be_bytes()[..], &4096u32.to_be_bytes(), &[1, 0, 0, 0]].concat());
+        answer
+    };
+    known.data(7, &runs(8), 1032 - 40);
+    known.data(8, &runs(2040), 1032 - 40);
+    known.status(9, 0, &[]);
+    for (part, task) in (10..14).enumerate() {
+        known.ask(task, 8192, 65536 - 8192, 0);
+        known.status(task, if part == 0 { 8 } else { 0 }, &[]);
+    }
+    for task in 14..20 {
+        known.status(task, if task == 15 { 2 } else { 0 }, if task == 15 { &attention } else { &[] });
+    }
+    for task in 20..24 {
+        known.status(task, 0, &[]);
+    }
+    for mode in [0x40, 0x41, 0x46] {
+        write("iscsi_target", &format!("commands-{mode:02x}"), &[&[mode], &known.bytes]);
+    }
+
+    let mut whole = begun();
+    whole.login(security, "AuthMethod=None\0TargetPortalGroupTag=1\0");
+    whole.login(operational, "InitialR2T=No\0ImmediateData=Yes\0MaxBurstLength=65536\0DefaultTime2Wait=2\0");
+    let mut standard = [0; 36];
+    (standard[2], standard[3], standard[4]) = (6, 2, 31);
+    standard[8..16].copy_from_slice(b"VENDOR  ");
+    whole.data(1, &standard, 0);
+    whole.status(2, 2, &attention);
+    whole.status(3, 0, &[]);
+    let page = |number: u8, data: &[u8]| [&[0, number, 0, data.len() as u8], data].concat();
+    let pages = [
+        page(0x00, &[0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2]),
+        page(0x80, b"serial"),
+        page(0x83, &[1, 3, 0, 8, 0x60, 1, 2, 3, 4, 5, 6, 7]),
+        page(0xB0, &[0, 0, 0, 8, 0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 1]),
+        page(0xB1, &[0, 1]),
+        page(0xB2, &[0, 0xE4, 2, 0]),
+    ];
+    for (task, page) in (4..).zip(&pages) {
+        whole.data(task, page, 255 - page.len() as u32);
+    }
+    let mut capacity = [0; 32];
+    (capacity[6], capacity[7], capacity[10], capacity[13], capacity[14]) = (7, 255, 2, 3, 0xC0);
+    whole.data(10, &capacity, 0);
+    whole.data(11, &[3, 0, 0x10, 0], 192 - 4);
+    whole.data(12, &[0; 512], 0);
+    whole.data(13, &[0, 3], 62);
+    whole.data(14, &runs(8), 1032 - 40);
+    whole.status(15, 0, &[]);
+    let message = AsyncMessage {
+        flags: FINAL,
+        task: NO_TAG,
+        status_sn: whole.next(),
+        expected_command_sn: 1,
+        command_sn_max: 32,
+        event: event::LOGOUT_REQUESTED,
+        parameters: [0, 0, 3],
+        lun: 0,
+    };
+    let before = whole.bytes.clone();
+    whole.put(message.encode(0), &[]);
+    let left = LogoutResponse { flags: FINAL, task: 16, status_sn: whole.next(), ..LogoutResponse::default() };
+    whole.put(left.encode(0), &[]);
+    for mode in [0x10, 0x12, 0x15] {
+        write("iscsi_target", &format!("whole-{mode:02x}"), &[&[mode], &whole.bytes]);
+    }
+    write("iscsi_target", "inspected", &[&[0x10], &before]);
+
+    let mut chap = begun();
+    chap.login(0, "AuthMethod=CHAP\0");
+    chap.login(0, "CHAP_A=5\0CHAP_I=7\0CHAP_C=0x0102030405060708\0");
+    chap.login(security, "CHAP_N=array\0CHAP_R=0x00000000000000000000000000000000\0");
+    write("iscsi_target", "chap", &[&[0x08], &chap.bytes]);
+    let mut moved = begun();
+    moved.login(0, "TargetAddress=10.0.0.2:3261,1\0");
+    moved.bytes[36] = 1;
+    moved.bytes[37] = 1;
+    write("iscsi_target", "valid-moved", &[&[0], &moved.bytes]);
 }
 
 fn scsi() {

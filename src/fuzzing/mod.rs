@@ -24,11 +24,13 @@ pub struct Target {
 }
 
 /// All of them. One that reads another format is added here, in `fuzz/fuzz_targets` and in `fuzz/Cargo.toml`.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     // A receive buffer, or a write or read of the largest block that the disk takes here.
     Target { name: "nbd_client", run: nbd_client, allocation: 1 << 20, per_byte: 16 },
     // As much as one answer can have: the runs of a block status.
     Target { name: "nbd_server", run: nbd_server, allocation: (8 << 20) + 4, per_byte: 16 },
+    // A receive buffer.
+    Target { name: "iscsi_target", run: iscsi_target, allocation: 1 << 20, per_byte: 16 },
     // The largest transfer, or a few of the disk's pages.
     Target { name: "scsi", run: scsi, allocation: 512 << 10, per_byte: 16 },
     // The window in which records are looked for; segments are small here.
@@ -57,6 +59,11 @@ pub fn nbd_client(input: &[u8]) -> bool {
 /// A server behind us that says anything, in negotiation and while requests are in flight.
 pub fn nbd_server(input: &[u8]) -> bool {
     crate::nbd::fuzzing::server(input)
+}
+
+/// A target behind us that says anything, in its login and while commands are in flight.
+pub fn iscsi_target(input: &[u8]) -> bool {
+    crate::iscsi::initiator::fuzzing::target(input)
 }
 
 /// An initiator that says anything.

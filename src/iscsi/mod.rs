@@ -8,6 +8,7 @@
 
 pub mod chap;
 mod frames;
+pub mod initiator;
 pub mod parameters;
 pub mod pdu;
 pub mod target;

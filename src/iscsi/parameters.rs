@@ -141,6 +141,72 @@ impl Parameters {
         }))
     }
 
+    /// As an initiator: what is asked for, of every key that has a default.
+    pub fn offers() -> [(&'static str, String); 14] {
+        let digests = format!("{CRC32C},{NONE}");
+        [
+            ("HeaderDigest", digests.clone()),
+            ("DataDigest", digests),
+            ("MaxConnections", "1".into()),
+            ("InitialR2T", NO.into()),
+            ("ImmediateData", YES.into()),
+            ("MaxRecvDataSegmentLength", RECEIVED_MAX.to_string()),
+            ("MaxBurstLength", BURST_MAX.to_string()),
+            ("FirstBurstLength", FIRST_BURST_MAX.to_string()),
+            ("DefaultTime2Wait", "0".into()),
+            ("DefaultTime2Retain", "0".into()),
+            ("MaxOutstandingR2T", OUTSTANDING_R2T_MAX.to_string()),
+            ("DataPDUInOrder", YES.into()),
+            ("DataSequenceInOrder", YES.into()),
+            ("ErrorRecoveryLevel", "0".into()),
+        ]
+    }
+
+    /// As an initiator: takes what a target says of a key, which is an answer to [`offers`](Self::offers) or a
+    /// declaration. False if it is neither. A key that it cannot agree on stays at its default.
+    pub fn accept(&mut self, key: &str, value: &str) -> Result<bool, BadValue> {
+        if !Self::offers().iter().any(|(offered, _)| *offered == key) {
+            return Ok(false);
+        }
+        if [REJECT, IRRELEVANT, NOT_UNDERSTOOD].contains(&value) {
+            return Ok(true);
+        }
+        let bad = || BadValue { key: key.to_owned(), value: value.chars().take(80).collect() };
+        let boolean = || match value {
+            YES => Ok(true),
+            NO => Ok(false),
+            _ => Err(bad()),
+        };
+        let digest = || match value {
+            CRC32C => Ok(true),
+            NONE => Ok(false),
+            _ => Err(bad()),
+        };
+        let number = |range: std::ops::RangeInclusive<u32>| {
+            text::number(value).filter(|number| range.contains(number)).ok_or_else(bad)
+        };
+        // The least of both sides' is not more than ours.
+        let least = |ours: u32| number(*LENGTHS.start()..=ours);
+        match key {
+            "HeaderDigest" => self.header_digest = digest()?,
+            "DataDigest" => self.data_digest = digest()?,
+            "MaxConnections" => drop(number(1..=1)?),
+            "InitialR2T" => self.initial_r2t = boolean()?,
+            "ImmediateData" => self.immediate_data = boolean()?,
+            "MaxRecvDataSegmentLength" => self.sent_max = number(LENGTHS)?,
+            "MaxBurstLength" => self.burst_max = least(BURST_MAX)?,
+            "FirstBurstLength" => self.first_burst_max = least(FIRST_BURST_MAX)?,
+            "DefaultTime2Wait" => drop(number(0..=3600)?),
+            "DefaultTime2Retain" => drop(number(0..=0)?),
+            "MaxOutstandingR2T" => self.outstanding_r2t_max = number(1..=OUTSTANDING_R2T_MAX)?,
+            // Yes if either wants it, and we do.
+            "DataPDUInOrder" | "DataSequenceInOrder" if !boolean()? => return Err(bad()),
+            "ErrorRecoveryLevel" => drop(number(0..=0)?),
+            _ => {}
+        }
+        Ok(true)
+    }
+
     /// Data that may come unasked with a command, in its own PDU and behind it, bytes.
     pub fn unsolicited_max(&self) -> u32 {
         self.first_burst_max.min(self.burst_max)
@@ -228,5 +294,44 @@ mod tests {
             let error = Parameters::default().answer(false, key, value).unwrap_err();
             assert_eq!((error.key.as_str(), error.value.as_str()), (key, value));
         }
+    }
+
+    #[test]
+    fn what_a_target_answers_to_our_offers_is_what_an_initiator_takes() {
+        let (mut ours, mut theirs) = (Parameters::default(), Parameters::default());
+        for (key, value) in Parameters::offers() {
+            if let Some(answer) = theirs.answer(false, key, &value).unwrap() {
+                assert_eq!(ours.accept(key, &answer), Ok(true), "{key}");
+            }
+        }
+        assert_eq!(ours.accept("MaxRecvDataSegmentLength", &RECEIVED_MAX.to_string()), Ok(true));
+        assert_eq!(ours, theirs);
+        assert_eq!(ours.accept("TargetAlias", "disk"), Ok(false));
+    }
+
+    #[test]
+    fn an_answer_that_its_rule_does_not_allow_is_an_error() {
+        for (key, value) in [
+            ("HeaderDigest", "SHA256"),
+            ("MaxConnections", "2"),
+            ("InitialR2T", "Maybe"),
+            ("MaxBurstLength", "1048577"),
+            ("MaxBurstLength", "511"),
+            ("FirstBurstLength", "262145"),
+            ("MaxRecvDataSegmentLength", "16777216"),
+            ("DefaultTime2Wait", "3601"),
+            ("DefaultTime2Retain", "1"),
+            ("MaxOutstandingR2T", "9"),
+            ("MaxOutstandingR2T", "0"),
+            ("DataPDUInOrder", "No"),
+            ("DataSequenceInOrder", "No"),
+            ("ErrorRecoveryLevel", "1"),
+        ] {
+            let error = Parameters::default().accept(key, value).unwrap_err();
+            assert_eq!((error.key.as_str(), error.value.as_str()), (key, value));
+        }
+        let mut parameters = Parameters::default();
+        assert_eq!(parameters.accept("InitialR2T", NOT_UNDERSTOOD), Ok(true));
+        assert_eq!(parameters, Parameters::default(), "what it does not understand stays as it is");
     }
 }

@@ -43,7 +43,7 @@ use bytes::Bytes;
 
 pub use persistence::Keep;
 pub use reservations::InitiatorPort;
-pub use sense::{Field, Format, Key, Sense, Status};
+pub use sense::{Field, Format, Key, Received, Sense, Status};
 pub use shape::Command;
 pub use unit::{KeepError, Nexus, Unit, UnitSettings, is_lun_zero};
 

@@ -16,11 +16,27 @@ pub enum Status {
     TaskAborted = 0x40,
 }
 
+impl Status {
+    /// None for one that no command of ours ends with.
+    pub fn decode(byte: u8) -> Option<Self> {
+        let all = [
+            Self::Good,
+            Self::CheckCondition,
+            Self::Busy,
+            Self::ReservationConflict,
+            Self::TaskSetFull,
+            Self::TaskAborted,
+        ];
+        all.into_iter().find(|status| *status as u8 == byte)
+    }
+}
+
 /// SPC-4, table 48.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Key {
     NoSense = 0x0,
+    RecoveredError = 0x1,
     NotReady = 0x2,
     MediumError = 0x3,
     HardwareError = 0x4,
@@ -29,6 +45,38 @@ pub enum Key {
     DataProtect = 0x7,
     AbortedCommand = 0xB,
     Miscompare = 0xE,
+}
+
+/// Sense data that another sent: no more of it than what to do depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// A sense key; those that we never send have no name here.
+    pub key: u8,
+    /// As in [`Sense::code`].
+    pub code: u16,
+    /// It is about an earlier command, and this one was not done (SPC-4, 4.5.7).
+    pub deferred: bool,
+}
+
+impl Received {
+    /// In either format (SPC-4, 4.5.2 and 4.5.3); none if it is in no format, or too short for its key. What a short one
+    /// leaves out is zero.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let at = |index: usize| bytes.get(index).copied().unwrap_or(0);
+        let response = at(0) & 0x7F;
+        let (key, code) = match response {
+            // ADDITIONAL SENSE LENGTH may say that they are not there.
+            0x70 | 0x71 if bytes.len() > 2 && at(7) < 6 => (at(2), [0, 0]),
+            0x70 | 0x71 if bytes.len() > 2 => (at(2), [at(12), at(13)]),
+            0x72 | 0x73 if bytes.len() > 1 => (at(1), [at(2), at(3)]),
+            _ => return None,
+        };
+        Some(Self { key: key & 0x0F, code: u16::from_be_bytes(code), deferred: response & 1 != 0 })
+    }
+
+    pub fn is(&self, key: Key) -> bool {
+        self.key == key as u8
+    }
 }
 
 /// How sense data is laid out: the D_SENSE bit of the Control mode page says.
@@ -184,5 +232,25 @@ fn of(error: DiskError, medium: Sense) -> Sense {
         (_, Errno::ENOTSUP) => INVALID_COMMAND_OPERATION_CODE,
         (DiskError::Refused(_), _) => INVALID_FIELD_IN_CDB,
         (DiskError::Io(_), _) => medium,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sense_that_was_encoded_is_read_in_either_format() {
+        for format in [Format::Fixed, Format::Descriptor] {
+            let sense = SPACE_ALLOCATION_FAILED.with_information(7).at_cdb(2).formatted(format);
+            let received = Received::decode(&sense.encode()).unwrap();
+            assert_eq!(received, Received { key: 7, code: 0x2707, deferred: false });
+            assert!(received.is(Key::DataProtect));
+        }
+        assert_eq!(Received::decode(&[0x71, 0, 3]), Some(Received { key: 3, code: 0, deferred: true }));
+        assert_eq!(Received::decode(&[0x73, 3, 0x0C, 0x02]), Some(Received { key: 3, code: 0x0C02, deferred: true }));
+        for none in [&[][..], &[0x70], &[0x70, 0], &[0x72], &[0x7F, 0, 0, 0], &[0; 18]] {
+            assert_eq!(Received::decode(none), None);
+        }
     }
 }

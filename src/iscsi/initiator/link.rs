@@ -1,0 +1,642 @@
+//! One session in its full feature phase, on its one connection: sends commands, and matches what comes back with them.
+//!
+//! One task of the runtime owns a connection. It takes all PDUs that a receive brought, and sends all that is ready with
+//! one send. Data is not copied but where a read's comes in several PDUs.
+//!
+//! A target is not trusted. What it sends is checked against the command before memory is set aside for it; the first
+//! thing that does not fit ends the link, and everything in flight on it is lost. A link never retries, and what it has
+//! not sent it gives back.
+//!
+//! Bounds: the target's window of command numbers, and as many commands as it can take (it says when they are too many);
+//! how long a command may take, how long the target may be silent, and how long leaving it may take.
+
+mod transfer;
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, Sleep};
+
+use super::connect::Connection;
+use crate::disk;
+use crate::iscsi::frames::{Frame, FrameError, Frames};
+use crate::iscsi::parameters::Parameters;
+use crate::iscsi::pdu::{
+    self, AsyncMessage, DataIn, FINAL, IMMEDIATE, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut,
+    ReadyToTransfer, Reject, ScsiCommand, ScsiResponse, command, data_in, event, logout, residual,
+};
+use crate::net::{Inbox, Outbox};
+use crate::scsi::{Key, Received, Status};
+use transfer::{Incoming, Outgoing};
+
+/// Requests that are queued for the socket before more are taken.
+const SEND_BATCH: usize = 256 * 1024;
+/// Commands under way, whatever the target's window: as many as Linux has on a session.
+const DEPTH_MAX: usize = 128;
+/// A target that says nothing for so long is asked whether it is there, and given up after as long again.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A command that has no answer by then has lost it: another initiator's reset ends commands without a word (SAM-5,
+/// 5.3.1). Linux gives the longest of ours, WRITE SAME, 120 s.
+const COMMAND_MAX: Duration = Duration::from_secs(120);
+/// A target that asks us to leave waits for what is in flight, at most so long.
+const LEAVE_MAX: Duration = Duration::from_secs(20);
+/// Questions of the target's that wait for it to take our answers.
+const ANSWERS_MAX: usize = 1024;
+/// Task attribute (11.3.1.1): the target may order commands as it likes.
+const SIMPLE: u8 = 1;
+
+const _: () = assert!(SILENCE_MAX.as_secs() * 2 < COMMAND_MAX.as_secs());
+
+/// Data of a command.
+pub(super) enum Transfer {
+    None,
+    /// So many bytes at most come back.
+    In(u32),
+    Out(Bytes),
+}
+
+/// A command for a link. Answered when the target did; not at all (the sender is dropped) if the link ended.
+pub(super) struct Job {
+    pub cdb: [u8; 16],
+    pub transfer: Transfer,
+    pub answer: oneshot::Sender<disk::Result<Completion>>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(super) struct Completion {
+    /// None for one that no command of ours should end with.
+    pub status: Option<Status>,
+    pub sense: Option<Received>,
+    pub data: Bytes,
+    pub residual: Residual,
+}
+
+/// Of a transfer (11.4.5): what was not transferred although it was expected, or not expected, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Residual {
+    None,
+    Under(u32),
+    Over(u32),
+}
+
+impl Residual {
+    fn new(flags: u8, count: u32) -> Self {
+        match flags & (residual::OVERFLOW | residual::UNDERFLOW) {
+            residual::OVERFLOW => Self::Over(count),
+            residual::UNDERFLOW => Self::Under(count),
+            _ => Self::None,
+        }
+    }
+}
+
+/// What is to be known of a unit before the answer that tells of it is passed on.
+#[derive(Clone, Default)]
+pub(super) struct Watch {
+    /// Rises when the unit may have forgotten what was not flushed.
+    pub incarnation: Arc<AtomicU64>,
+    /// A change that was answered as done was not, and no flush has told of it yet.
+    pub deferred_error: Arc<AtomicBool>,
+    /// Told when the unit says that it is not what it was.
+    pub look_again: Arc<Notify>,
+}
+
+/// ADDITIONAL SENSE CODEs of unit attentions (SPC-4, annex F).
+const RESET: u8 = 0x29;
+const CAPACITY_DATA_HAS_CHANGED: u16 = 0x2A09;
+const INQUIRY_DATA_HAS_CHANGED: u16 = 0x3F03;
+const DEVICE_IDENTIFIER_CHANGED: u16 = 0x3F05;
+
+impl Watch {
+    fn see(&self, sense: Received) {
+        let resets = sense.is(Key::UnitAttention) && sense.code.to_be_bytes()[0] == RESET;
+        if sense.deferred {
+            self.deferred_error.store(true, Ordering::SeqCst);
+        }
+        if resets || sense.deferred {
+            self.incarnation.fetch_add(1, Ordering::SeqCst);
+        }
+        let changes = [CAPACITY_DATA_HAS_CHANGED, INQUIRY_DATA_HAS_CHANGED, DEVICE_IDENTIFIER_CHANGED];
+        if sense.is(Key::UnitAttention) && changes.contains(&sense.code) {
+            self.look_again.notify_one();
+        }
+    }
+}
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("the target closed the connection")]
+    Closed,
+    #[error("connection")]
+    Io(#[from] io::Error),
+    #[error("bytes that are no PDU")]
+    Frame(#[from] FrameError),
+    #[error("the target broke the protocol: {0}")]
+    Broken(&'static str),
+    #[error("the target rejected a PDU (reason {reason:#04x}, opcode {opcode:#04x})")]
+    Rejected { reason: u8, opcode: u8 },
+    #[error("the target is silent")]
+    Silent,
+    #[error("a command has no answer for {COMMAND_MAX:?}, while the target is there")]
+    Unanswered,
+    #[error("the target drops the connection")]
+    Dropped,
+    #[error("the target asked for a logout, and did not answer what was in flight")]
+    NotLeft,
+}
+
+/// A link that ended, in order or not.
+pub(super) struct Ended {
+    pub why: Result<(), LinkError>,
+    /// Never sent.
+    pub unsent: Vec<Job>,
+}
+
+/// Runs until `jobs` is closed and all of them are answered, the target wants to be left, or the link breaks.
+pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: Connection<S>,
+    lun: u64,
+    jobs: mpsc::UnboundedReceiver<Job>,
+    watch: Watch,
+) -> Ended {
+    let mut link = Link::new(connection, lun, jobs, watch);
+    let why = poll_fn(|cx| link.poll(cx)).await;
+    let Link { mut jobs, in_flight, stream, .. } = link;
+    drop(stream);
+    jobs.close();
+    let mut unsent = Vec::new();
+    while let Some(job) = jobs.recv().await {
+        unsent.push(job);
+    }
+    // Only now: whoever is told of a loss finds new commands waiting behind those that were not sent.
+    drop(in_flight);
+    Ended { why, unsent }
+}
+
+struct InFlight {
+    transfer: Direction,
+    since: Instant,
+    answer: oneshot::Sender<disk::Result<Completion>>,
+}
+
+enum Direction {
+    None,
+    In(Incoming),
+    Out(Outgoing),
+}
+
+enum Leaving {
+    No,
+    /// What is in flight ends first.
+    Finishing {
+        by: Instant,
+    },
+    /// The logout was sent.
+    Asked {
+        task: u32,
+        by: Instant,
+    },
+    Left,
+}
+
+struct Link<S> {
+    stream: S,
+    inbox: Inbox,
+    outbox: Outbox,
+    frames: Frames,
+    parameters: Parameters,
+    lun: u64,
+    jobs: mpsc::UnboundedReceiver<Job>,
+    watch: Watch,
+
+    command_sn: u32,
+    command_sn_max: u32,
+    status_sn: u32,
+    task: u32,
+    in_flight: HashMap<u32, InFlight>,
+    /// Commands that the target can take, as far as is known, and how many were done since that was said.
+    depth: usize,
+    done_at_depth: usize,
+    /// Answers to the target's questions since all was sent.
+    answers: usize,
+    /// The socket had no room for all that was to be sent.
+    blocked: bool,
+    leaving: Leaving,
+
+    heard: Instant,
+    /// A command was sent or answered.
+    progress: Instant,
+    clock: Pin<Box<Sleep>>,
+    /// The tag of our question whether the target is there.
+    asked: Option<u32>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
+    fn new(connection: Connection<S>, lun: u64, jobs: mpsc::UnboundedReceiver<Job>, watch: Watch) -> Self {
+        let Connection { stream, inbox, frames, parameters, command_sn, command_sn_max, status_sn } = connection;
+        let now = Instant::now();
+        Self {
+            stream,
+            inbox,
+            outbox: Outbox::default(),
+            frames,
+            parameters,
+            lun,
+            jobs,
+            watch,
+            command_sn,
+            command_sn_max,
+            status_sn,
+            task: 0,
+            in_flight: HashMap::new(),
+            depth: DEPTH_MAX,
+            done_at_depth: 0,
+            answers: 0,
+            blocked: false,
+            leaving: Leaving::No,
+            heard: now,
+            progress: now,
+            clock: Box::pin(tokio::time::sleep_until(now + SILENCE_MAX)),
+            asked: None,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        self.poll_clock(cx)?;
+        loop {
+            self.take_jobs(cx);
+            self.log_out_when_finished();
+            let batch_full = self.outbox.len() >= SEND_BATCH;
+            let unsent = self.outbox.len();
+            let all_sent = self.outbox.poll_send(cx, &mut self.stream)?.is_ready();
+            if self.blocked && self.outbox.len() < unsent {
+                // A target that goes on taking what it is sent is there, however slow its link. (What merely went into
+                // the socket, such as our question, says nothing.)
+                (self.heard, self.asked) = (Instant::now(), None);
+            }
+            self.blocked = !all_sent;
+            if all_sent {
+                self.answers = 0;
+            }
+            let mut any = false;
+            while let Some(frame) = self.frames.take(&mut self.inbox)? {
+                any = true;
+                self.frame(frame)?;
+            }
+            if let Leaving::Left = self.leaving {
+                return Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| Ok(()));
+            }
+            match self.inbox.poll_fill(cx, &mut self.stream)? {
+                // It knows that we leave, and is not obliged to wait for us.
+                Poll::Ready(0) if matches!(self.leaving, Leaving::Asked { .. }) => return Poll::Ready(Ok(())),
+                Poll::Ready(0) => return Poll::Ready(Err(LinkError::Closed)),
+                Poll::Ready(_) => (self.heard, self.asked) = (Instant::now(), None),
+                // What came may have made room for jobs, or is to be answered; and there may be jobs beyond the batch.
+                Poll::Pending if any || (all_sent && batch_full) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn poll_clock(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
+        while self.clock.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if self.leaving.limit().is_some_and(|by| by <= now) {
+                return Err(LinkError::NotLeft);
+            }
+            let waits = self.in_flight.values().map(|waiting| waiting.since).min();
+            // A window that never opens keeps commands from being sent at all.
+            let shut = Some(self.progress).filter(|_| self.in_flight.is_empty() && !self.window_is_open());
+            if waits.or(shut).is_some_and(|since| now >= since + COMMAND_MAX) {
+                return Err(LinkError::Unanswered);
+            }
+            if now >= self.heard + SILENCE_MAX {
+                if self.asked.is_some() {
+                    return Err(LinkError::Silent);
+                }
+                self.heard = now;
+                self.ask_whether_it_is_there();
+            }
+            let next = self.heard + SILENCE_MAX;
+            self.clock.as_mut().reset(self.leaving.limit().map_or(next, |by| by.min(next)));
+        }
+        Ok(())
+    }
+
+    fn window_is_open(&self) -> bool {
+        !pdu::is_after(self.command_sn, self.command_sn_max)
+    }
+
+    fn take_jobs(&mut self, cx: &mut Context<'_>) {
+        while matches!(self.leaving, Leaving::No)
+            && self.outbox.len() < SEND_BATCH
+            && self.in_flight.len() < self.depth
+            && self.window_is_open()
+        {
+            match self.jobs.poll_recv(cx) {
+                Poll::Ready(Some(job)) => self.issue(job),
+                Poll::Ready(None) => self.leave(LEAVE_MAX),
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    /// A tag that nothing under way has.
+    fn tag(&mut self) -> u32 {
+        loop {
+            self.task = self.task.wrapping_add(1);
+            if self.task != NO_TAG && !self.in_flight.contains_key(&self.task) && self.asked != Some(self.task) {
+                return self.task;
+            }
+        }
+    }
+
+    fn issue(&mut self, job: Job) {
+        let Job { cdb, transfer, answer } = job;
+        let task = self.tag();
+        let (direction, expected) = match &transfer {
+            Transfer::None => (0, 0),
+            Transfer::In(expected) => (command::READ, *expected),
+            Transfer::Out(data) => (command::WRITE, data.len() as u32),
+        };
+        let mut head = ScsiCommand {
+            flags: FINAL | direction | SIMPLE,
+            lun: self.lun,
+            task,
+            expected,
+            command_sn: self.command_sn,
+            expected_status_sn: self.status_sn,
+            cdb,
+        };
+        self.command_sn = self.command_sn.wrapping_add(1);
+        let transfer = match transfer {
+            Transfer::Out(data) => {
+                let mut outgoing = Outgoing::new(data);
+                let immediate = outgoing.immediate(&self.parameters);
+                let unasked = outgoing.unasked(&self.parameters);
+                if !unasked.is_empty() {
+                    head.flags &= !FINAL;
+                }
+                self.frames.put(&mut self.outbox, &head.encode(immediate.len()), immediate);
+                self.put_data(task, NO_TAG, unasked);
+                Direction::Out(outgoing)
+            }
+            Transfer::In(expected) => {
+                self.frames.put(&mut self.outbox, &head.encode(0), Bytes::new());
+                Direction::In(Incoming::new(expected))
+            }
+            Transfer::None => {
+                self.frames.put(&mut self.outbox, &head.encode(0), Bytes::new());
+                Direction::None
+            }
+        };
+        self.progress = Instant::now();
+        self.in_flight.insert(task, InFlight { transfer, since: self.progress, answer });
+    }
+
+    fn put_data(&mut self, task: u32, transfer: u32, sequence: transfer::Sequence) {
+        for (head, data) in sequence.pdus(self.parameters.sent_max) {
+            let head = pdu::DataOut { lun: self.lun, task, transfer, expected_status_sn: self.status_sn, ..head };
+            self.frames.put(&mut self.outbox, &head.encode(data.len()), data);
+        }
+    }
+
+    fn put_immediate(&mut self, mut bhs: pdu::Bhs) {
+        bhs[0] |= IMMEDIATE;
+        self.frames.put(&mut self.outbox, &bhs, Bytes::new());
+    }
+
+    fn ask_whether_it_is_there(&mut self) {
+        let task = self.tag();
+        self.asked = Some(task);
+        let head = NopOut {
+            flags: FINAL,
+            lun: 0,
+            task,
+            transfer: NO_TAG,
+            command_sn: self.command_sn,
+            expected_status_sn: self.status_sn,
+        };
+        self.put_immediate(head.encode(0));
+    }
+
+    /// Takes no more jobs.
+    fn leave(&mut self, within: Duration) {
+        if let Leaving::No = self.leaving {
+            let by = Instant::now() + within;
+            self.leaving = Leaving::Finishing { by };
+            let next = by.min(self.heard + SILENCE_MAX);
+            self.clock.as_mut().reset(next);
+        }
+    }
+
+    fn log_out_when_finished(&mut self) {
+        let Leaving::Finishing { by } = self.leaving else { return };
+        if !self.in_flight.is_empty() {
+            return;
+        }
+        let task = self.tag();
+        self.leaving = Leaving::Asked { task, by };
+        let head = LogoutRequest {
+            reason: FINAL | logout::CLOSE_SESSION,
+            task,
+            connection: 0,
+            command_sn: self.command_sn,
+            expected_status_sn: self.status_sn,
+        };
+        self.put_immediate(head.encode(0));
+    }
+
+    fn frame(&mut self, frame: Frame) -> Result<(), LinkError> {
+        let bhs = &frame.bhs;
+        match pdu::opcode(bhs) {
+            DataIn::OPCODE => self.data_in(DataIn::decode(bhs), frame.data),
+            ScsiResponse::OPCODE => self.response(ScsiResponse::decode(bhs), &frame.data),
+            ReadyToTransfer::OPCODE => self.ready_to_transfer(ReadyToTransfer::decode(bhs)),
+            NopIn::OPCODE => self.nop_in(NopIn::decode(bhs)),
+            AsyncMessage::OPCODE => self.message(AsyncMessage::decode(bhs)),
+            LogoutResponse::OPCODE => self.logged_out(LogoutResponse::decode(bhs)),
+            Reject::OPCODE => {
+                let opcode = frame.data.first().map_or(0xff, |byte| byte & 0x3f);
+                Err(LinkError::Rejected { reason: Reject::decode(bhs).reason, opcode })
+            }
+            _ => Err(LinkError::Broken("a PDU that nothing of ours is answered with")),
+        }
+    }
+
+    /// Takes the number of a response, whose turn it must be (4.2.2.2).
+    fn status(&mut self, status_sn: u32) -> Result<(), LinkError> {
+        if status_sn != self.status_sn {
+            return Err(LinkError::Broken("a status out of order"));
+        }
+        self.status_sn = self.status_sn.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Takes what every PDU says of the window (4.2.2.1). It does not become smaller.
+    fn window(&mut self, expected: u32, max: u32) -> Result<(), LinkError> {
+        if pdu::is_after(expected, self.command_sn) {
+            return Err(LinkError::Broken("a command expected behind one that was not sent"));
+        }
+        // Both are passed over if they contradict each other.
+        if !pdu::is_after(expected.wrapping_sub(1), max) && pdu::is_after(max, self.command_sn_max) {
+            self.command_sn_max = max;
+        }
+        Ok(())
+    }
+
+    fn data_in(&mut self, head: DataIn, data: Bytes) -> Result<(), LinkError> {
+        self.window(head.expected_command_sn, head.command_sn_max)?;
+        let waiting = self.in_flight.get_mut(&head.task).ok_or(LinkError::Broken("data of no command"))?;
+        let Direction::In(incoming) = &mut waiting.transfer else {
+            return Err(LinkError::Broken("data of a command that reads none"));
+        };
+        incoming.take(&head, data).map_err(LinkError::Broken)?;
+        if head.flags & data_in::STATUS == 0 {
+            return Ok(());
+        }
+        if head.flags & FINAL == 0 {
+            return Err(LinkError::Broken("a status before the last data"));
+        }
+        self.status(head.status_sn)?;
+        self.complete(head.task, head.status, None, Residual::new(head.flags, head.residual))
+    }
+
+    fn response(&mut self, head: ScsiResponse, data: &[u8]) -> Result<(), LinkError> {
+        self.status(head.status_sn)?;
+        self.window(head.expected_command_sn, head.command_sn_max)?;
+        if head.response != 0 {
+            // Target failure (11.4.3): whether it was done is not known, so that nothing is said of it.
+            let lost = self.in_flight.remove(&head.task);
+            return lost.map(drop).ok_or(LinkError::Broken("a response to no command"));
+        }
+        // SenseLength (11.4.7).
+        let sense = data.split_first_chunk().and_then(|(length, rest)| {
+            let length = usize::from(u16::from_be_bytes(*length));
+            Received::decode(&rest[..length.min(rest.len())])
+        });
+        self.complete(head.task, head.status, sense, Residual::new(head.flags, head.residual))
+    }
+
+    fn complete(
+        &mut self,
+        task: u32,
+        status: u8,
+        sense: Option<Received>,
+        residual: Residual,
+    ) -> Result<(), LinkError> {
+        let waiting = self.in_flight.remove(&task).ok_or(LinkError::Broken("a response to no command"))?;
+        self.progress = Instant::now();
+        let status = Status::decode(status);
+        let sense = sense.filter(|_| status == Some(Status::CheckCondition));
+        if let Some(sense) = sense {
+            self.watch.see(sense);
+        }
+        self.adapt(status);
+        let data = if let Direction::In(incoming) = waiting.transfer { incoming.finish() } else { Bytes::new() };
+        // Whoever asked may not care any more.
+        let _ = waiting.answer.send(Ok(Completion { status, sense, data, residual }));
+        Ok(())
+    }
+
+    /// Halves what the target has under way when that is too much for it, and feels its way up again.
+    fn adapt(&mut self, status: Option<Status>) {
+        if let Some(Status::TaskSetFull | Status::Busy) = status {
+            self.depth = self.depth.min(self.in_flight.len() + 1).div_ceil(2);
+            self.done_at_depth = 0;
+        } else if self.depth < DEPTH_MAX {
+            self.done_at_depth += 1;
+            if self.done_at_depth > 8 * self.depth {
+                (self.depth, self.done_at_depth) = (self.depth + 1, 0);
+            }
+        }
+    }
+
+    fn ready_to_transfer(&mut self, head: ReadyToTransfer) -> Result<(), LinkError> {
+        self.window(head.expected_command_sn, head.command_sn_max)?;
+        let waiting = self.in_flight.get_mut(&head.task).ok_or(LinkError::Broken("it asks for data of no command"))?;
+        let Direction::Out(outgoing) = &mut waiting.transfer else {
+            return Err(LinkError::Broken("it asks for data of a command that has none"));
+        };
+        if head.transfer == NO_TAG {
+            return Err(LinkError::Broken("it asks for data without a tag"));
+        }
+        let sequence = outgoing.asked(&head, &self.parameters).map_err(LinkError::Broken)?;
+        self.put_data(head.task, head.transfer, sequence);
+        Ok(())
+    }
+
+    fn nop_in(&mut self, head: NopIn) -> Result<(), LinkError> {
+        if head.task != NO_TAG {
+            // That it was heard is noted already.
+            self.status(head.status_sn)?;
+        }
+        self.window(head.expected_command_sn, head.command_sn_max)?;
+        if head.transfer != NO_TAG {
+            self.answers += 1;
+            if self.answers > ANSWERS_MAX {
+                return Err(LinkError::Broken("it asks without end, and takes no answers"));
+            }
+            let answer = NopOut {
+                flags: FINAL,
+                lun: head.lun,
+                task: NO_TAG,
+                transfer: head.transfer,
+                command_sn: self.command_sn,
+                expected_status_sn: self.status_sn,
+            };
+            self.put_immediate(answer.encode(0));
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, head: AsyncMessage) -> Result<(), LinkError> {
+        self.status(head.status_sn)?;
+        self.window(head.expected_command_sn, head.command_sn_max)?;
+        match head.event {
+            event::LOGOUT_REQUESTED => {
+                let within = Duration::from_secs(head.parameters[2].into());
+                tracing::info!(?within, "the target asks for a logout");
+                self.leave(within.clamp(Duration::from_secs(1), LEAVE_MAX));
+            }
+            // A new login negotiates as well.
+            event::NEGOTIATION_REQUESTED => self.leave(LEAVE_MAX),
+            event::DROPS_CONNECTION | event::DROPS_SESSION => return Err(LinkError::Dropped),
+            event => tracing::debug!(event, "a message of the target's that changes nothing"),
+        }
+        Ok(())
+    }
+
+    fn logged_out(&mut self, head: LogoutResponse) -> Result<(), LinkError> {
+        self.status(head.status_sn)?;
+        match self.leaving {
+            Leaving::Asked { task, .. } if task == head.task => {
+                self.leaving = Leaving::Left;
+                Ok(())
+            }
+            _ => Err(LinkError::Broken("a logout that was not asked for")),
+        }
+    }
+}
+
+impl Leaving {
+    fn limit(&self) -> Option<Instant> {
+        match self {
+            Self::Finishing { by } | Self::Asked { by, .. } => Some(*by),
+            Self::No | Self::Left => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
