@@ -168,7 +168,7 @@ fn iscsi_target() {
         known.status(task, 0, &[]);
     }
     for mode in [0x40, 0x41, 0x46] {
-        write("iscsi_target", &format!("commands-{mode:02x}"), &[&[mode], &known.bytes]);
+        write("iscsi_target", &format!("valid-commands-{mode:02x}"), &[&[mode], &known.bytes]);
     }
 
     let mut whole = begun();

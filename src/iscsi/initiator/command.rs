@@ -83,7 +83,7 @@ pub enum Failure {
     Busy,
     #[error("it conflicts with another initiator's reservation")]
     ReservationConflict,
-    #[error("a status that does not belong there, or a failure without sense data")]
+    #[error("a status that does not belong there, a failure without sense data, or not all of the data")]
     Status,
 }
 
@@ -176,7 +176,10 @@ pub(super) async fn execute(
         let completion = receiver.await.unwrap_or(Err(DiskError::Lost)).map_err(Failure::Disk)?;
         match judge(&completion, effect) {
             Verdict::Done => return Ok(completion),
-            Verdict::Failed(failure) => return Err(failure),
+            Verdict::Failed(failure) => {
+                tracing::debug!(operation_code = cdb[0], %failure, "a command failed");
+                return Err(failure);
+            }
             Verdict::Again => {
                 attempts += 1;
                 if attempts > patience.attempts {
@@ -210,7 +213,17 @@ pub(super) async fn execute_exactly(
         {
             Ok(completion)
         }
-        _ => Err(Failure::Status),
+        residual => {
+            let moved = completion.data.len();
+            tracing::debug!(
+                operation_code = cdb[0],
+                length,
+                moved,
+                ?residual,
+                "a command moved another amount of data"
+            );
+            Err(Failure::Status)
+        }
     }
 }
 

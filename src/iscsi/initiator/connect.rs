@@ -13,7 +13,7 @@ use super::login::{Login, LoginError, Next, Request};
 use super::{Options, url};
 use crate::iscsi::frames::{FrameError, Frames};
 use crate::iscsi::parameters::Parameters;
-use crate::iscsi::pdu::{self, IMMEDIATE, LoginResponse};
+use crate::iscsi::pdu::{self, IMMEDIATE, LoginResponse, login};
 use crate::net::{Inbox, Outbox, Stream};
 
 /// From the first packet to the end of the login, at one portal.
@@ -85,17 +85,19 @@ pub(super) async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     options: &Options,
 ) -> Result<LoggedIn<S>, ConnectError> {
-    let (mut login, mut request) = Login::new(options);
+    let (mut phase, mut request) = Login::new(options);
     let (mut inbox, mut frames) = (Inbox::default(), Frames::default());
     let mut status_sn = None;
     loop {
         send(&mut stream, &frames, request, status_sn.unwrap_or(0)).await?;
         let (response, text) = receive(&mut stream, &mut inbox, &mut frames).await?;
-        if status_sn.is_some_and(|expected| expected != response.status_sn) {
+        // Of a refusal the number is not valid (11.13.4).
+        let counts = response.status == login::SUCCESS;
+        if counts && status_sn.is_some_and(|expected| expected != response.status_sn) {
             return Err(LoginError::Broken("responses out of order").into());
         }
         status_sn = Some(response.status_sn.wrapping_add(1));
-        request = match login.take(&response, &text)? {
+        request = match phase.take(&response, &text)? {
             Next::Request(request) => request,
             Next::Elsewhere(address) => return Ok(LoggedIn::Elsewhere(address)),
             Next::Session(parameters) => {

@@ -94,7 +94,10 @@ impl Shared {
 
     async fn unmap_run(&self, run: Run) -> disk::Result<()> {
         let (cdb, list) = cdb::unmap(run.lba, run.count);
-        self.send(cdb, Bytes::copy_from_slice(&list)).await
+        let list = Bytes::copy_from_slice(&list);
+        // Some targets (tgt) count the list as not transferred, and unmap what it says nevertheless: the status counts.
+        let done = execute(self, cdb, || Transfer::Out(list.clone()), Effect::Changes).await;
+        done.map(drop).map_err(|failure| failure.to_disk())
     }
 
     async fn send(&self, cdb: cdb::Cdb, data: Bytes) -> disk::Result<()> {
@@ -259,7 +262,7 @@ impl Disk for IscsiDisk {
 
     fn identity(&self) -> Identity {
         let Shared { name, geometry, .. } = &*self.shared;
-        Identity { name: format!("iscsi:{name}"), size: geometry.size, modified: None }
+        Identity { name: name.clone(), size: geometry.size, modified: None }
     }
 
     fn incarnation(&self) -> u64 {

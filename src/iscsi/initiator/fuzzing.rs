@@ -1,5 +1,6 @@
 //! A target that says anything: an entry point of [`crate::fuzzing`].
 
+use std::cell::OnceCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -63,6 +64,7 @@ async fn session(mode: u8, stream: Script<'_>) -> bool {
     let (jobs, receiver) = mpsc::unbounded_channel();
     let link = link::run(connection, 0, receiver, watch.clone());
     let patience = Patience::NONE;
+    let opened = OnceCell::new();
     let work = async {
         let facts = if mode & mode::INSPECTED != 0 {
             let direct = Direct { jobs: jobs.clone(), patience };
@@ -71,17 +73,21 @@ async fn session(mode: u8, stream: Script<'_>) -> bool {
         } else {
             facts()
         };
-        let shared = Shared::new(options, facts, Duration::ZERO, patience, watch, Phase::Up(jobs));
-        let disk = IscsiDisk { shared: Arc::new(shared) };
+        let phase = if jobs.is_closed() { Phase::Away } else { Phase::Up(jobs) };
+        let shared = Arc::new(Shared::new(options, facts, Duration::ZERO, patience, watch, phase));
+        let disk = IscsiDisk { shared: opened.get_or_init(|| shared).clone() };
         let answered = requests(&disk).await;
-        // Nobody keeps it: the link shall see that nobody sends any more.
-        *disk.shared.phase.lock() = Phase::Away;
+        // The link shall see that nobody sends any more.
+        disk.shared.refuse();
         answered
     };
     let watched = async {
         let ended = link.await;
         // Whoever waits for another session waits in vain.
-        ended.unsent.into_iter().for_each(refuse);
+        if let Some(shared) = opened.get() {
+            shared.wait(ended.unsent);
+            shared.refuse();
+        }
     };
     // Commands go before what is answered to them comes.
     join(work, watched).await.0

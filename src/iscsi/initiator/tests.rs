@@ -1,4 +1,6 @@
-//! The disk against our own target, over TCP, and against targets that the test plays.
+//! The disk against our own target, over TCP.
+
+mod units;
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU32;

@@ -248,7 +248,7 @@ pub(super) async fn inspect(to: &impl Submit, url: &Url) -> Result<Facts, UnitEr
     let preferred = physical.max(limits.granularity.saturating_mul(block_length)).max(4096);
     let preferred = preferred.min(transfer.max(4096));
     Ok(Facts {
-        name: name(&designators, &serial, &standard).unwrap_or_else(|| url.to_string()),
+        name: name(&designators, &serial, &standard).map_or_else(|| url.to_string(), |name| format!("iscsi:{name}")),
         block_length,
         blocks,
         preferred: 1 << preferred.ilog2(),

@@ -160,8 +160,12 @@ impl Target {
     }
 
     async fn check(&mut self, task: u32, key: u8, code: u16) {
+        self.check_in(0x70, task, key, code).await;
+    }
+
+    async fn check_in(&mut self, format: u8, task: u32, key: u8, code: u16) {
         let [high, low] = code.to_be_bytes();
-        let sense = [0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, high, low, 0, 0, 0, 0];
+        let sense = [format, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, high, low, 0, 0, 0, 0];
         let head = ScsiResponse { task, status: Status::CheckCondition as u8, ..ScsiResponse::default() };
         self.respond_with(head, &sense).await;
     }
@@ -462,6 +466,19 @@ async fn a_unit_that_has_changed_is_looked_at_again() {
     target.data_in(task, good(), &[1; 512]).await;
     read.await.unwrap().unwrap();
     assert_eq!(watch.incarnation.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_deferred_error_is_noted_and_its_command_is_sent_again() {
+    let Running { mut target, jobs, watch, .. } = start();
+    let write = jobs.write(0, vec![7; 512]);
+    let task = target.command().await.0.task;
+    target.check_in(0x71, task, 3, 0x0C00).await;
+    let task = target.command().await.0.task;
+    assert!(watch.deferred_error.load(Ordering::SeqCst));
+    assert_eq!(watch.incarnation.load(Ordering::SeqCst), 1);
+    target.respond(task, Status::Good).await;
+    write.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -121,7 +121,8 @@ fn we_prove_who_we_are_and_so_does_the_target() {
 fn a_target_that_has_not_proven_who_it_is_is_not_used() {
     let wrong = |request: &Request| proof(request, &account("array", "another-secret"));
     let right = |request: &Request| proof(request, &account("array", "secret-of-array"));
-    let answers: [&dyn Fn(&Request) -> Vec<u8>; 6] = [
+    type Answer<'a> = &'a dyn Fn(&Request) -> Vec<u8>;
+    let answers: [Answer<'_>; 6] = [
         &|_| Vec::new(),
         &|request| text(&[("CHAP_N", "array"), ("CHAP_R", &wrong(request))]),
         &|request| text(&[("CHAP_N", "stranger"), ("CHAP_R", &right(request))]),
