@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicU32;
 
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::*;
 use crate::disk::{Disk, Extent, Identity, MemoryDisk, Pending, ZeroMode, conformance};
 use crate::iscsi::chap::{Chap, Secret};
+use crate::iscsi::pdu::LoginResponse;
 use crate::iscsi::target::{Server, Target};
 use crate::net::Address;
 use crate::scsi::{Unit, UnitSettings};
@@ -313,4 +315,66 @@ async fn a_disk_that_is_dropped_logs_out() {
     server.stop.send_replace(true);
     server.task.await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+/// Answers each first request with these bytes, whatever it says.
+async fn portal(answer: Vec<u8>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut head = [0; 48];
+                stream.read_exact(&mut head).await.unwrap();
+                stream.write_all(&answer).await.unwrap();
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+            });
+        }
+    });
+    address
+}
+
+fn points_to(address: &str) -> Vec<u8> {
+    let text = format!("TargetAddress={address},1\0").into_bytes();
+    let head = LoginResponse { isid: [0x80, 0, 0, 1, 2, 3], task: 1, status: 0x0101, ..LoginResponse::default() };
+    let mut bytes = [&head.encode(text.len())[..], &text].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+#[tokio::test]
+async fn a_portal_that_points_to_another_is_followed_but_not_in_circles() {
+    let server = serve(Arc::new(MemoryDisk::new(MIB)), None).await;
+    let first = portal(points_to(&server.address.to_string())).await;
+    let disk = IscsiDisk::open(options(first, None)).await.unwrap();
+    assert_eq!(disk.read(0, 512).await.unwrap().len(), 512);
+    // A listener that is bound already points to itself.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(&points_to(&address.to_string())).await;
+            tokio::spawn(async move { stream.read_to_end(&mut Vec::new()).await });
+        }
+    });
+    let error = IscsiDisk::open(options(address, None)).await.err().unwrap();
+    assert!(matches!(&error, OpenError::Connect { source: ConnectError::Redirections, .. }), "{error:?}");
+    let nowhere = portal(points_to("no address:x")).await;
+    let error = IscsiDisk::open(options(nowhere, None)).await.err().unwrap();
+    let is_redirect = |error: &OpenError| {
+        matches!(error, OpenError::Connect { source: ConnectError::Login(LoginError::Redirect(_)), .. })
+    };
+    assert!(is_redirect(&error), "{error:?}");
+}
+
+#[tokio::test]
+async fn what_is_no_target_is_told_as_such() {
+    let other = portal(b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()).await;
+    let error = IscsiDisk::open(options(other, None)).await.err().unwrap();
+    assert!(matches!(&error, OpenError::Connect { source: ConnectError::NotIscsi, .. }), "{error:?}");
+    let nobody = { TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap() };
+    let error = IscsiDisk::open(options(nobody, None)).await.err().unwrap();
+    assert!(matches!(&error, OpenError::Connect { source: ConnectError::Unreachable(_), .. }), "{error:?}");
 }
