@@ -222,6 +222,8 @@ struct Session<S> {
     heard: Instant,
     silence: Pin<Box<Sleep>>,
     asked: bool,
+    /// The socket had no room for all that was to be sent.
+    blocked: bool,
     /// When an initiator that was asked to leave is left.
     leave_by: Option<Pin<Box<Sleep>>>,
     /// Once set, nothing is taken any more.
@@ -277,6 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             heard: Instant::now(),
             silence: Box::pin(tokio::time::sleep(SILENCE_MAX)),
             asked: false,
+            blocked: false,
             leave_by: None,
             end: None,
         }
@@ -303,10 +306,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.poll_managements(cx);
             let unsent = self.outbox.len();
             let all_sent = self.outbox.poll_send(cx, &mut self.stream)?.is_ready();
-            if self.outbox.len() < unsent {
-                // An initiator that takes what it is sent is there, however slow its link.
+            if self.blocked && self.outbox.len() < unsent {
+                // An initiator that goes on taking what it is sent is there, however slow its link. (What merely went
+                // into the socket, such as our question, says nothing.)
                 (self.heard, self.asked) = (Instant::now(), false);
             }
+            self.blocked = !all_sent;
             if let Some(end) = self.end {
                 // Nobody is there any more to fetch what is left of a session that was replaced.
                 let done = self.running.is_empty() && (all_sent || end == End::Replaced);

@@ -330,10 +330,13 @@ async fn a_stop_asks_the_initiator_to_log_out_and_serves_it_until_then() {
 async fn a_silent_initiator_is_asked_whether_it_is_there_and_then_given_up() {
     let stage = Stage::new(1 << 20);
     let mut initiator = stage.log_in("iqn.a", parameters());
+    let begun = Instant::now();
     let mut bhs = [0; BHS];
     initiator.stream.read_exact(&mut bhs).await.unwrap();
     let question = NopIn::decode(&bhs);
     assert_eq!((pdu::opcode(&bhs), question.task), (NopIn::OPCODE, NO_TAG));
     assert_ne!(question.transfer, NO_TAG, "an answer is wanted");
     assert!(matches!(initiator.session.await.unwrap(), Err(SessionError::Silent)));
+    // That the question went into the socket is no sign of life.
+    assert_eq!(begun.elapsed().as_secs(), 2 * SILENCE_MAX.as_secs());
 }
