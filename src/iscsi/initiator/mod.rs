@@ -254,9 +254,13 @@ async fn keep(shared: Arc<Shared>, mut link: JoinHandle<Ended>) {
 /// Lets the session end in order: without senders it logs out when the last job is answered.
 async fn leave(shared: &Shared, mut link: JoinHandle<Ended>) {
     shared.refuse();
-    if timeout(LEAVE_MAX, &mut link).await.is_err() {
-        tracing::warn!(url = %shared.options.url, "the target did not answer in time; leaving");
-        link.abort();
+    match timeout(LEAVE_MAX, &mut link).await {
+        // It broke before it had sent all.
+        Ok(ended) => ended.into_iter().flat_map(|ended| ended.unsent).for_each(refuse),
+        Err(_) => {
+            tracing::warn!(url = %shared.options.url, "the target did not answer in time; leaving");
+            link.abort();
+        }
     }
 }
 

@@ -251,3 +251,23 @@ async fn a_full_array_is_out_of_space() {
     assert_eq!(disk.write(0, vec![0; 512].into(), false).await, Err(DiskError::Io(Errno::ENOSPC)));
     assert_eq!(disk.read(0, 512).await, Err(DiskError::Io(Errno::EIO)));
 }
+
+#[tokio::test]
+async fn a_unit_that_is_less_than_was_promised_is_not_used() {
+    let (disk, _) = disk(facts(), all_good());
+    let with = |change: fn(&mut Facts)| {
+        let mut facts = facts();
+        change(&mut facts);
+        disk.shared.adopt(facts)
+    };
+    assert!(matches!(with(|facts| facts.name = "disk1".into()), Err(Changed::Name { .. })));
+    assert!(matches!(with(|facts| facts.blocks -= 1), Err(Changed::Shrunk { .. })));
+    assert!(matches!(with(|facts| facts.block_length = 4096), Err(Changed::BlockLength { .. })));
+    assert!(matches!(with(|facts| facts.read_only = true), Err(Changed::Abilities { .. })));
+    assert!(matches!(with(|facts| facts.unmap = None), Err(Changed::Abilities { .. })));
+    assert!(matches!(with(|facts| facts.synchronize = None), Err(Changed::Abilities { .. })));
+    let before = disk.geometry();
+    assert_eq!(with(|facts| (facts.blocks, facts.transfer_max) = (facts.blocks + 1, 64)), Ok(()));
+    assert_eq!(disk.geometry(), before, "what has grown is taken up at the next start");
+    assert_eq!(disk.shared.facts().transfer_max, 64);
+}
