@@ -1,6 +1,7 @@
 #!/bin/bash
 # Installs the clients and servers that the tests drive, each only where it is absent. As root, or where sudo works.
-# What Debian has comes from apt; moto (S3) and Azurite (Azure) are put under target/test-tools.
+# What Debian has comes from apt; moto (S3), Azurite (Azure) and the guest's kernel and clients are put under
+# target/test-tools.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -8,6 +9,8 @@ tools=target/test-tools
 python=/usr/bin/python3 # libnbd's bindings are Debian's, so the interpreter is too
 moto=5.2.2
 azurite=3.35.0
+# What the guest consists of beside this machine's programs. Unpacked only: a kernel that is installed is booted next.
+guest=(open-iscsi libopeniscsiusr libisns0 libkmod2 nbd-client libnl-3-200 libnl-genl-3-200 busybox-static)
 
 # A newer qemu from elsewhere may have its initiator nowhere: of the two packages the distribution's fit each other.
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")
@@ -29,6 +32,7 @@ has_fio() { has_command fio && fio --enghelp 2>/dev/null | grep -qw nbd; }
 # A virtual environment names its own place, so that one whose folder was moved does not run.
 has_moto() { "$tools/venv/bin/moto_server" --help >/dev/null 2>&1; }
 has_azurite() { [ -x "$tools/node_modules/.bin/azurite-blob" ]; }
+has_guest() { [ -e "$tools/guest/vmlinuz" ]; }
 
 # Prints the Debian packages whose part is absent.
 absent() {
@@ -42,6 +46,7 @@ absent() {
     has_fio || echo fio
     { has_command iscsi-test-cu && has_command iscsi-inq && has_command iscsi-ls; } || echo libiscsi-bin
     has_qemu_iscsi || printf '%s\n' "qemu-utils/$codename" "qemu-block-extra/$codename"
+    has_command qemu-system-x86_64 || printf '%s\n' "qemu-system-x86/$codename"
     has_command node || echo nodejs
     has_command npm || echo npm
     has_venv || echo python3-venv
@@ -70,8 +75,27 @@ if ! has_azurite; then
     npm install --prefix "$tools" --no-audit --no-fund --loglevel=error "azurite@$azurite"
 fi
 
+if ! has_guest; then
+    echo "installing: the guest"
+    as_root apt-get update -q
+    # Its name has the version; this one has what virtual machines have, and so is small.
+    kernel=$(apt-cache depends linux-image-cloud-amd64 | awk '$1 == "Depends:" { print $2; exit }')
+    rm -rf "$tools/guest"
+    mkdir -p "$tools/guest"
+    (cd "$tools/guest" && apt-get download -q "$kernel" "${guest[@]}")
+    for package in "$tools/guest"/*.deb; do
+        dpkg -x "$package" "$tools/guest"
+        rm "$package"
+    done
+    # The last: without it nothing of the rest counts.
+    mv "$tools/guest"/boot/vmlinuz-* "$tools/guest/vmlinuz"
+fi
+
 mapfile -t packages < <(absent)
-if [ ${#packages[@]} -gt 0 ] || ! has_moto || ! has_azurite; then
-    echo "tests/setup.sh: still absent: ${packages[*]} $(has_moto || echo moto) $(has_azurite || echo azurite)" >&2
+has_moto || packages+=(moto)
+has_azurite || packages+=(azurite)
+has_guest || packages+=("the guest")
+if [ ${#packages[@]} -gt 0 ]; then
+    echo "tests/setup.sh: still absent: ${packages[*]}" >&2
     exit 1
 fi

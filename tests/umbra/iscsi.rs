@@ -9,12 +9,12 @@ use std::time::Duration;
 use crate::cuts::assert_one_cut;
 use crate::harness::{CANARY, Finished, Gateway, Load, MIB, Running, Scene, Stamper, assert_same_image, program, run};
 
-const NAME: &str = "iqn.2026-11.io.umbra:disk0";
+pub const NAME: &str = "iqn.2026-11.io.umbra:disk0";
 /// The conformance tests take half a minute.
 const CONFORMANCE_LIMIT: Duration = Duration::from_secs(300);
 
 /// A scene whose gateway has a portal, at the same port after each start: initiators come back to it.
-fn scene(size: u64) -> Scene {
+pub fn scene(size: u64) -> Scene {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut scene = Scene::new(size);
     scene.portal = Some(free);
@@ -105,17 +105,24 @@ fn the_conformance_tests_pass_and_the_newest_point_is_the_disk() {
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
 }
 
-/// Secrets of both sides; the initiators' is never to be seen again.
-fn with_secrets(size: u64) -> Scene {
-    let mut scene = scene(size);
-    fs::write(scene.path("initiators"), format!("{CANARY}\n")).unwrap();
-    fs::write(scene.path("ours"), "another-secret").unwrap();
-    for file in ["initiators", "ours"] {
+/// Users and secrets of both sides; the initiators' is never to be seen again.
+pub const INITIATORS: [&str; 2] = ["alice", CANARY];
+pub const OURS: [&str; 2] = ["umbra", "another-secret"];
+
+/// Has the scene's gateways ask for them.
+pub fn ask_for_secrets(scene: &mut Scene) {
+    for (file, secret) in [("initiators", format!("{}\n", INITIATORS[1])), ("ours", OURS[1].to_owned())] {
+        fs::write(scene.path(file), secret).unwrap();
         run(Command::new("chmod").arg("600").arg(scene.path(file)), Duration::from_secs(10)).ok();
     }
     scene.more = "[iscsi]\nchap = { user = \"alice\", secret_file = \"initiators\", peer_user = \"umbra\", \
                   peer_secret_file = \"ours\" }\n"
         .to_owned();
+}
+
+fn with_secrets(size: u64) -> Scene {
+    let mut scene = scene(size);
+    ask_for_secrets(&mut scene);
     scene
 }
 

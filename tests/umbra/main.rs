@@ -11,6 +11,7 @@ mod crashes;
 mod cuts;
 mod filesystems;
 mod gateways;
+mod guest;
 mod iscsi;
 mod malformed;
 mod outages;

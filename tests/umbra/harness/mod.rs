@@ -224,7 +224,7 @@ pub fn assert_same_image(a: &[u8], b: &[u8]) {
 }
 
 /// The file of a tool that `tests/setup.sh` puts under `target/test-tools`.
-fn tool(name: &str) -> PathBuf {
+pub fn tool(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-tools").join(name);
     assert!(path.exists(), "{} is absent: run tests/setup.sh", path.display());
     path
