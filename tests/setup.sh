@@ -47,6 +47,7 @@ absent() {
     { has_command iscsi-test-cu && has_command iscsi-inq && has_command iscsi-ls; } || echo libiscsi-bin
     has_qemu_iscsi || printf '%s\n' "qemu-utils/$codename" "qemu-block-extra/$codename"
     has_command qemu-system-x86_64 || printf '%s\n' "qemu-system-x86/$codename"
+    { has_sbin tgtd && has_sbin tgtadm; } || echo tgt
     has_command node || echo nodejs
     has_command npm || echo npm
     has_venv || echo python3-venv
