@@ -16,8 +16,9 @@ use umbra::format::run::RunBuilder;
 use umbra::format::volume::{Encryption, VolumeObject};
 use umbra::format::{InstanceId, Keys, ObjectHash, ObjectRef, RunRecord, RunSource, Void, VolumeId};
 use umbra::iscsi::pdu::{
-    AsyncMessage, DataIn, FINAL, LoginResponse, LogoutResponse, NO_TAG, NopIn, ReadyToTransfer, ScsiResponse, data_in,
-    event, login, residual,
+    self, AsyncMessage, DataIn, DataOut, FINAL, LoginRequest, LoginResponse, LogoutRequest, LogoutResponse, NO_TAG,
+    NopIn, NopOut, ReadyToTransfer, ScsiCommand, ScsiResponse, TaskManagementRequest, TextRequest, data_in, event,
+    login, residual, task_management,
 };
 use umbra::nbd::wire::{
     self, Chunk, ContextQuery, InfoQuery, OptionHeader, OptionReply, Request, Run, SimpleReply, chunk, command, info,
@@ -32,6 +33,7 @@ fn main() {
     nbd_client();
     nbd_server();
     iscsi_target();
+    iscsi_initiator();
     scsi();
     log_recovery();
     marks();
@@ -229,6 +231,82 @@ fn iscsi_target() {
     moved.bytes[36] = 1;
     moved.bytes[37] = 1;
     write("iscsi_target", "valid-moved", &[&[0], &moved.bytes]);
+}
+
+fn with_data(head: pdu::Bhs, data: &[u8]) -> Vec<u8> {
+    [&head, data, &[0; 4][..pdu::padding(data.len())]].concat()
+}
+
+/// A request that transits between two stages; with what it says.
+fn log_in(from: u8, to: u8, keys: &[&str]) -> Vec<u8> {
+    let text = keys.iter().flat_map(|key| [key.as_bytes(), &[0]].concat()).collect::<Vec<_>>();
+    let flags = pdu::login::TRANSIT | from << 2 | to;
+    let head = LoginRequest { flags, isid: [0x80, 0, 0, 0, 0, 1], command_sn: 1, ..Default::default() };
+    with_data(head.encode(text.len()), &text)
+}
+
+/// Writes with data of all three kinds, reads it, and whatever else a session has.
+fn session() -> Vec<u8> {
+    use pdu::command::{READ, WRITE};
+    use pdu::{FINAL, IMMEDIATE};
+    let mut command_sn = 0;
+    let mut ask = |flags: u8, expected: u32, cdb: &[u8], data: &[u8]| {
+        command_sn += 1;
+        let mut command = ScsiCommand { flags, task: command_sn, expected, command_sn, ..ScsiCommand::default() };
+        command.cdb[..cdb.len()].copy_from_slice(cdb);
+        with_data(command.encode(data.len()), data)
+    };
+    let mut said = [
+        ask(FINAL, 0, &[0], &[]),
+        ask(FINAL | READ, 96, &[0x12, 0, 0, 0, 96, 0], &[]),
+        // Two blocks: the first comes with the command, the second is asked for by our first ready to transfer.
+        ask(FINAL | WRITE, 1024, &[0x2A, 0, 0, 0, 0, 8, 0, 0, 2, 0], &[0x5a; 512]),
+    ]
+    .concat();
+    let data = DataOut { flags: FINAL, task: 3, transfer: 0, offset: 512, ..DataOut::default() };
+    said.extend(with_data(data.encode(512), &[0xa5; 512]));
+    said.extend(ask(FINAL | READ, 1024, &[0x28, 0, 0, 0, 0, 8, 0, 0, 2, 0], &[]));
+    said.extend(with_data(
+        {
+            let nop = NopOut { flags: FINAL, task: 77, transfer: NO_TAG, command_sn: 5, ..NopOut::default() };
+            let mut head = nop.encode(3);
+            head[0] |= IMMEDIATE;
+            head
+        },
+        b"hey",
+    ));
+    let text = TextRequest { flags: FINAL, task: 5, transfer: NO_TAG, command_sn: 5, ..TextRequest::default() };
+    said.extend(with_data(text.encode(16), b"SendTargets=All\0"));
+    let function = FINAL | task_management::LOGICAL_UNIT_RESET;
+    said.extend(TaskManagementRequest { function, task: 6, command_sn: 6, ..Default::default() }.encode(0));
+    said.extend(LogoutRequest { reason: FINAL, task: 7, command_sn: 7, ..LogoutRequest::default() }.encode(0));
+    said
+}
+
+fn iscsi_initiator() {
+    let names = ["InitiatorName=iqn.2026-11.example:b", "TargetName=iqn.2026-11.example:disk0"];
+    let digests = ["HeaderDigest=CRC32C", "DataDigest=CRC32C"];
+    let plain = log_in(1, 3, &names);
+    for (mode, name) in [(0, "whole"), (2, "in-pieces"), (7, "slow")] {
+        write("iscsi_initiator", &format!("valid-{name}"), &[&[mode], &plain, &session()]);
+    }
+    write("iscsi_initiator", "valid-agreed", &[&[0x40], &session()]);
+    write("iscsi_initiator", "valid-agreed-digests", &[&[0x70], &session()]);
+    write("iscsi_initiator", "valid-digests", &[&[0x30], &log_in(1, 3, &[names, digests].concat()), &session()]);
+    let discovery = log_in(1, 3, &[names[0], "SessionType=Discovery"]);
+    let text = TextRequest { flags: pdu::FINAL, task: 1, transfer: NO_TAG, command_sn: 1, ..TextRequest::default() };
+    let text = with_data(text.encode(16), b"SendTargets=All\0");
+    let leave = LogoutRequest { reason: pdu::FINAL, task: 2, command_sn: 2, ..LogoutRequest::default() }.encode(0);
+    write("iscsi_initiator", "valid-discovery", &[&[0], &discovery, &text, &leave]);
+    // The entry point writes the answer to the challenge over the zeroes.
+    let answer = "CHAP_R=0x00000000000000000000000000000000";
+    let chap = [
+        log_in(0, 1, &[names[0], names[1], "AuthMethod=CHAP,None"]),
+        log_in(0, 1, &["CHAP_A=5"]),
+        log_in(0, 1, &["CHAP_N=alice", answer, "CHAP_I=7", "CHAP_C=0x0102030405060708090a0b0c0d0e0f10"]),
+        log_in(1, 3, &["MaxRecvDataSegmentLength=8192", "ImmediateData=Yes", "InitialR2T=Yes"]),
+    ];
+    write("iscsi_initiator", "valid-chap", &[&[8], &chap.concat(), &session()]);
 }
 
 fn scsi() {

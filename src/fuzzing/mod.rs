@@ -24,13 +24,15 @@ pub struct Target {
 }
 
 /// All of them. One that reads another format is added here, in `fuzz/fuzz_targets` and in `fuzz/Cargo.toml`.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     // A receive buffer, or a write or read of the largest block that the disk takes here.
     Target { name: "nbd_client", run: nbd_client, allocation: 1 << 20, per_byte: 16 },
     // As much as one answer can have: the runs of a block status.
     Target { name: "nbd_server", run: nbd_server, allocation: (8 << 20) + 4, per_byte: 16 },
     // A receive buffer.
     Target { name: "iscsi_target", run: iscsi_target, allocation: 1 << 20, per_byte: 16 },
+    // A receive buffer, or the largest transfer.
+    Target { name: "iscsi_initiator", run: iscsi_initiator, allocation: 1 << 20, per_byte: 16 },
     // The largest transfer, or a few of the disk's pages.
     Target { name: "scsi", run: scsi, allocation: 512 << 10, per_byte: 16 },
     // The window in which records are looked for; segments are small here.
@@ -66,7 +68,12 @@ pub fn iscsi_target(input: &[u8]) -> bool {
     crate::iscsi::initiator::fuzzing::target(input)
 }
 
-/// An initiator that says anything.
+/// An initiator that says anything, in its login and afterwards.
+pub fn iscsi_initiator(input: &[u8]) -> bool {
+    crate::iscsi::target::fuzzing::initiator(input)
+}
+
+/// Commands of an initiator that asks for anything.
 pub fn scsi(input: &[u8]) -> bool {
     crate::scsi::fuzzing::initiator(input)
 }

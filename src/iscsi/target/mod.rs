@@ -9,6 +9,7 @@
 
 mod discovery;
 mod epoch;
+pub(crate) mod fuzzing;
 mod login;
 mod seats;
 mod server;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::Instrument;
@@ -17,7 +18,7 @@ use super::Target;
 use super::discovery::Targets;
 use super::login::{Agreed, Login, Next, Refusal, Step};
 use super::seats::Port;
-use super::session::{self, Opened};
+use super::session::{self, End, Opened};
 use crate::iscsi::chap::Chap;
 use crate::iscsi::frames::{Frame, FrameError, Frames};
 use crate::iscsi::pdu::{self, LoginRequest, login};
@@ -97,23 +98,43 @@ enum LoginError {
 }
 
 /// One connection from its first byte to its last.
-async fn serve(stream: Stream, targets: Arc<[Arc<Target>]>, chap: Option<Arc<Chap>>, mut stop: watch::Receiver<bool>) {
-    let portal = match stream.local_address() {
-        Ok(portal) => portal,
-        Err(error) => return tracing::info!(%error, "a connection that was gone at once"),
-    };
-    let targets = Targets { all: targets, portal };
-    let mut connection =
-        Half { stream, inbox: Inbox::default(), frames: Frames::default(), status_sn: 0, command_sn: 0 };
+async fn serve(stream: Stream, targets: Arc<[Arc<Target>]>, chap: Option<Arc<Chap>>, stop: watch::Receiver<bool>) {
+    match stream.local_address() {
+        Ok(portal) => {
+            let targets = Targets { all: targets, portal };
+            converse(stream, &targets, chap.as_deref(), Some(REFUSAL_PAUSE), stop).await;
+        }
+        Err(error) => tracing::info!(%error, "a connection that was gone at once"),
+    }
+}
+
+/// The same on any stream; how its session ended, if it had one that did so in peace.
+pub(super) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    targets: &Targets,
+    chap: Option<&Chap>,
+    refusal_pause: Option<Duration>,
+    mut stop: watch::Receiver<bool>,
+) -> Option<End> {
+    let (inbox, frames) = (Inbox::default(), Frames::default());
+    let mut connection = Half { stream, inbox, frames, status_sn: 0, command_sn: 0, refusal_pause };
     let logged_in = tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => return,
-        logged_in = timeout(LOGIN_MAX, connection.log_in(&targets, chap.as_deref())) => logged_in,
+        _ = stop.wait_for(|stop| *stop) => return None,
+        logged_in = timeout(LOGIN_MAX, connection.log_in(targets, chap)) => logged_in,
     };
     let (agreed, request, step) = match logged_in {
         Ok(Ok(logged_in)) => logged_in,
-        Ok(Err(error @ LoginError::Refused(_))) => return tracing::warn!(error = %Chain(&error), "the login failed"),
-        Ok(Err(error)) => return tracing::info!(error = %Chain(&error), "the login failed"),
-        Err(_) => return tracing::info!(limit = ?LOGIN_MAX, "the login took too long"),
+        Ok(Err(error)) => {
+            match &error {
+                LoginError::Refused(_) => tracing::warn!(error = %Chain(&error), "the login failed"),
+                _ => tracing::info!(error = %Chain(&error), "the login failed"),
+            }
+            return None;
+        }
+        Err(_) => {
+            tracing::info!(limit = ?LOGIN_MAX, "the login took too long");
+            return None;
+        }
     };
     let Agreed { initiator, isid, parameters, target, connection: cid } = agreed;
     let seat = match &target {
@@ -122,50 +143,56 @@ async fn serve(stream: Stream, targets: Arc<[Arc<Target>]>, chap: Option<Arc<Cha
             None => {
                 // Told as well as it can be: the initiator tries again.
                 let _ = connection.refuse(&request, login::SERVICE_UNAVAILABLE).await;
-                return tracing::warn!(initiator, error = %LoginError::Occupied, "the login failed");
+                tracing::warn!(initiator, error = %LoginError::Occupied, "the login failed");
+                return None;
             }
         },
         None => None,
     };
     // Whoever is not told that it is let in has no session.
     if let Err(error) = connection.answer(&request, step, SESSION).await {
-        return tracing::info!(%error, "the login failed");
+        tracing::info!(%error, "the login failed");
+        return None;
     }
     let name = target.as_ref().map_or("", |target| target.name());
     tracing::info!(initiator, target = name, "logged in");
-    let Half { stream, inbox, mut frames, status_sn, command_sn } = connection;
+    let Half { stream, inbox, mut frames, status_sn, command_sn, .. } = connection;
     frames.agree(&parameters);
     let unit = target.clone().map(|target| {
         let nexus = target.unit.attach(InitiatorPort { name: initiator.clone(), isid, target_port: TARGET_PORT });
         (target, nexus)
     });
+    let targets = targets.clone();
     let opened = Opened { stream, inbox, frames, parameters, command_sn, status_sn, connection: cid, targets, unit };
     // Nobody wants the place of a discovery session.
     let (_stays, remains) = watch::channel(false);
     let leave = seat.as_ref().map_or(remains, |seat| seat.leave());
-    match session::serve(opened, leave, stop).await {
+    let ended = session::serve(opened, leave, stop).await;
+    match &ended {
         Ok(end) => tracing::info!(initiator, target = name, ?end, "session ended"),
         Err(error @ session::SessionError::StoreLost) => {
             tracing::warn!(initiator, target = name, %error, "session dropped")
         }
         // The initiator's fault, or its network's.
-        Err(error) => tracing::info!(initiator, target = name, error = %Chain(&error), "session dropped"),
+        Err(error) => tracing::info!(initiator, target = name, error = %Chain(error), "session dropped"),
     }
+    ended.ok()
 }
 
 /// Number of every session: there is one for each initiator port, which is found by its name.
 const SESSION: u16 = 1;
 
 /// A connection that is not let in yet.
-struct Half {
-    stream: Stream,
+struct Half<S> {
+    stream: S,
     inbox: Inbox,
     frames: Frames,
     status_sn: u32,
     command_sn: u32,
+    refusal_pause: Option<Duration>,
 }
 
-impl Half {
+impl<S: AsyncRead + AsyncWrite + Unpin> Half<S> {
     /// Goes through the login. The last response is the caller's to send.
     async fn log_in(
         &mut self,
@@ -186,7 +213,9 @@ impl Half {
                 Next::Request => self.answer(&request, step, 0).await?,
                 Next::Session(agreed) => return Ok((agreed, request, step)),
                 Next::Refused(refusal) => {
-                    tokio::time::sleep(REFUSAL_PAUSE).await;
+                    if let Some(pause) = self.refusal_pause {
+                        tokio::time::sleep(pause).await;
+                    }
                     self.answer(&request, step, 0).await?;
                     return Err(refusal.into());
                 }
