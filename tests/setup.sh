@@ -12,7 +12,7 @@ azurite=3.35.0
 # What the guest consists of beside this machine's programs. Unpacked only: a kernel that is installed is booted next.
 guest=(open-iscsi libopeniscsiusr libisns0 libkmod2 nbd-client libnl-3-200 libnl-genl-3-200 busybox-static)
 
-# A newer qemu from elsewhere may have its initiator nowhere: of the two packages the distribution's fit each other.
+# A newer qemu from elsewhere may have its initiator nowhere: the distribution's packages fit each other.
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")
 
 has_command() { command -v "$1" >/dev/null; }
@@ -46,7 +46,8 @@ absent() {
     has_fio || echo fio
     { has_command iscsi-test-cu && has_command iscsi-inq && has_command iscsi-ls; } || echo libiscsi-bin
     has_qemu_iscsi || printf '%s\n' "qemu-utils/$codename" "qemu-block-extra/$codename"
-    has_command qemu-system-x86_64 || printf '%s\n' "qemu-system-x86/$codename"
+    # With what it depends on: a preference for a newer one would hold those back.
+    has_command qemu-system-x86_64 || printf '%s\n' qemu-system-{x86,common,data}/"$codename"
     { has_sbin tgtd && has_sbin tgtadm; } || echo tgt
     has_command node || echo nodejs
     has_command npm || echo npm
