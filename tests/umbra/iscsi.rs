@@ -159,6 +159,11 @@ fn nobody_is_let_in_who_does_not_prove_who_it_is() {
         Duration::from_secs(30),
     );
     assert!(listed.ok().stdout.contains(NAME));
+    // A field by the name of one of the log's own would be there twice.
+    let printed = gateway.printed();
+    let logged_in = printed.lines().find(|line| line.contains("\"logged in\"")).expect("a line of the log");
+    assert!(logged_in.contains(&format!("\"target_name\":\"{NAME}\"")), "{logged_in}");
+    assert_eq!(logged_in.matches("\"target\":").count(), 1, "{logged_in}");
     gateway.stop();
 }
 

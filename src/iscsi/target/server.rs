@@ -155,7 +155,7 @@ pub(super) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         return None;
     }
     let name = target.as_ref().map_or("", |target| target.name());
-    tracing::info!(initiator, target = name, "logged in");
+    tracing::info!(initiator, target_name = name, "logged in");
     let Half { stream, inbox, mut frames, status_sn, command_sn, .. } = connection;
     frames.agree(&parameters);
     let unit = target.clone().map(|target| {
@@ -169,12 +169,12 @@ pub(super) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let leave = seat.as_ref().map_or(remains, |seat| seat.leave());
     let ended = session::serve(opened, leave, stop).await;
     match &ended {
-        Ok(end) => tracing::info!(initiator, target = name, ?end, "session ended"),
+        Ok(end) => tracing::info!(initiator, target_name = name, ?end, "session ended"),
         Err(error @ session::SessionError::StoreLost) => {
-            tracing::warn!(initiator, target = name, %error, "session dropped")
+            tracing::warn!(initiator, target_name = name, %error, "session dropped")
         }
         // The initiator's fault, or its network's.
-        Err(error) => tracing::info!(initiator, target = name, error = %Chain(error), "session dropped"),
+        Err(error) => tracing::info!(initiator, target_name = name, error = %Chain(error), "session dropped"),
     }
     ended.ok()
 }
