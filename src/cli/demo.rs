@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::DemoArgs;
 use super::failure::Failure;
+use super::initiator::InitiatorArgs;
 use super::output::{self, Meter};
 use super::place::Place;
 use super::stops::Stops;
@@ -325,7 +326,9 @@ async fn bring_back(config: &Config, moment: &Moment, to: &Path, size: u64) -> R
     let resolver = Resolver::new(remote, chain.volume(), &chosen.entry, chosen.slice)
         .map_err(|error| failed("restore", &on, &error))?;
     let progress = Arc::new(Progress::new(size));
-    let target = Place::File(to.to_owned()).open_target(size, false, progress.clone()).await?;
+    let target = Place::File(to.to_owned())
+        .open_target(&InitiatorArgs::default().login(), size, false, progress.clone())
+        .await?;
     let meter = Meter::start("restore", progress.clone());
     let outcome = restore(&resolver, number, target, &progress).await;
     drop(meter);

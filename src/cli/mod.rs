@@ -8,6 +8,7 @@
 pub mod check;
 pub mod demo;
 pub mod failure;
+pub mod initiator;
 mod online;
 pub mod output;
 pub mod place;
@@ -30,6 +31,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
 use self::failure::Failure;
+use self::initiator::InitiatorArgs;
 use self::output::LogFormat;
 use self::place::Place;
 use self::source::{PointArgs, SourceArgs, VerifySource};
@@ -119,10 +121,12 @@ pub struct RestoreArgs {
     pub source: SourceArgs,
     #[command(flatten)]
     pub point: PointArgs,
-    /// Where to: a file (made if absent), a block device, nbd://HOST:PORT/EXPORT or
-    /// nbd+unix:///EXPORT?socket=PATH.
+    /// Where to: a file (made if absent), a block device, nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH or
+    /// iscsi://HOST:PORT/TARGET/LUN.
     #[arg(long, value_name = "TARGET", value_parser = Place::parse)]
     pub to: Place,
+    #[command(flatten)]
+    pub initiator: InitiatorArgs,
     /// Replace what the target holds.
     #[arg(long)]
     pub overwrite: bool,
@@ -137,12 +141,14 @@ pub struct VerifyArgs {
     pub source: VerifySource,
     #[command(flatten)]
     pub point: PointArgs,
-    /// Compare the point with a store as well: a file, a block device or an NBD URI; with --config also without STORE,
-    /// for the volume's own. While a gateway serves the store, give its configuration with --config: then the gateway
+    /// Compare the point with a store as well: a file, a block device, an NBD URI or iscsi://HOST:PORT/TARGET/LUN; with
+    /// --config also without STORE, for the volume's own. While a gateway serves the store, give its configuration with --config: then the gateway
     /// compares the store with the newest point, passes over what clients change meanwhile, and uploads again what
     /// differs.
     #[arg(long, value_name = "STORE", value_parser = Place::parse)]
     pub against: Option<Option<Place>>,
+    #[command(flatten)]
+    pub initiator: InitiatorArgs,
     /// Only report what the gateway finds; upload nothing.
     #[arg(long, requires = "against", conflicts_with = "remote")]
     pub no_repair: bool,

@@ -89,6 +89,7 @@ fn is_same(place: &Place, store: &Store) -> bool {
             resolved(path) == resolved(own)
         }
         (Place::Nbd(uri), Store::Nbd { uri: own }) => own.parse().is_ok_and(|own: crate::nbd::Uri| *uri == own),
+        (Place::Iscsi(url), store) => store.is_same(&Store::Iscsi { url: url.clone(), chap: None }),
         _ => false,
     }
 }
@@ -139,6 +140,10 @@ mod tests {
         let export = Store::Nbd { uri: "nbd://127.0.0.1:10809/archive".to_owned() };
         assert!(is_same(&Place::parse("nbd://127.0.0.1/archive").unwrap(), &export));
         assert!(!is_same(&Place::parse("nbd://127.0.0.1/other").unwrap(), &export));
-        assert!(!is_same(&Place::File(path), &export));
+        assert!(!is_same(&Place::File(path.clone()), &export));
+        let place = Place::parse("iscsi://10.0.0.5/iqn.2003-01.org.array:vol1/0").unwrap();
+        let url = "iscsi://10.0.1.5/iqn.2003-01.org.array:vol1/0".parse().unwrap();
+        let lun = Store::Iscsi { url, chap: None };
+        assert!(is_same(&place, &lun) && !is_same(&place, &export) && !is_same(&Place::File(path), &lun));
     }
 }

@@ -1,4 +1,4 @@
-//! What `--to` and `--against` name: a file, a block device or an NBD export.
+//! What `--to` and `--against` name: a file, a block device, an NBD export or a LUN.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::failure::Failure;
+use super::initiator::Login;
 use super::output;
 use crate::disk::file::{OpenError, Options};
 use crate::disk::{Disk, FileDisk};
+use crate::iscsi::initiator::{Url, UrlError};
 use crate::nbd::{NbdDisk, Uri};
 use crate::restore::progress::Progress;
 use crate::restore::target::{Content, Target, TargetError, survey};
@@ -19,26 +21,30 @@ pub enum Place {
     /// A regular file or a block device.
     File(PathBuf),
     Nbd(Uri),
+    Iscsi(Url),
 }
 
 impl Place {
-    /// `nbd://…` and `nbd+unix://…` are NBD URIs; any other word is a path, with or without `file:` before it.
+    /// `nbd://…` and `nbd+unix://…` are NBD URIs, `iscsi://…` is a LUN; any other word is a path, with or without `file:` before it.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.starts_with("nbd:") || text.starts_with("nbd+") || text.starts_with("nbds") && text.contains("://") {
             return text.parse().map(Self::Nbd).map_err(|error: crate::nbd::UriError| error.to_string());
         }
+        if text.starts_with("iscsi:") {
+            return text.parse().map(Self::Iscsi).map_err(|error: UrlError| error.to_string());
+        }
         let path = text.strip_prefix("file:").unwrap_or(text);
         if path.is_empty() {
-            return Err("no file, device or NBD URI is named".to_owned());
+            return Err("no file, device, NBD URI or LUN is named".to_owned());
         }
         if let Some((scheme, _)) = path.split_once("://") {
-            return Err(format!("{scheme}:// is not known here; name a file, a device or an NBD URI"));
+            return Err(format!("{scheme}:// is not known here; name a file, a device, an NBD URI or iscsi://…"));
         }
         Ok(Self::File(path.into()))
     }
 
     /// Opens a store that is only read.
-    pub async fn open_store(&self) -> Result<Arc<dyn Disk>, Failure> {
+    pub async fn open_store(&self, login: &Login) -> Result<Arc<dyn Disk>, Failure> {
         match self {
             Self::File(path) => {
                 let options = Options { read_only: true, ..Options::default() };
@@ -46,13 +52,20 @@ impl Place {
                 Ok(Arc::new(disk))
             }
             Self::Nbd(uri) => open_nbd(self, uri).await,
+            Self::Iscsi(url) => Ok(Arc::new(login.open(url).await?)),
         }
     }
 
     /// Opens and admits what a volume of `size` bytes is restored to. A file that is absent (or empty) is made,
     /// sparse. What exists must be large enough and hold nothing but zeroes or an unfinished restore, unless
     /// `overwrite` allows the rest; then a file gets the volume's size, and all that it held is gone.
-    pub async fn open_target(&self, size: u64, overwrite: bool, progress: Arc<Progress>) -> Result<Target, Failure> {
+    pub async fn open_target(
+        &self,
+        login: &Login,
+        size: u64,
+        overwrite: bool,
+        progress: Arc<Progress>,
+    ) -> Result<Target, Failure> {
         let (disk, file) = match self {
             Self::File(path) => {
                 let made = std::fs::metadata(path).map_or(true, |found| found.is_file() && found.len() == 0);
@@ -65,6 +78,7 @@ impl Place {
                 (disk.clone() as Arc<dyn Disk>, (!disk.is_device()).then_some((path, disk)))
             }
             Self::Nbd(uri) => (open_nbd(self, uri).await?, None),
+            Self::Iscsi(url) => (Arc::new(login.open(url).await?) as Arc<dyn Disk>, None),
         };
         let geometry = disk.geometry();
         // A file can be given the size that it needs, but only where its content may go.
@@ -135,6 +149,7 @@ impl fmt::Display for Place {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::Nbd(uri) => uri.fmt(f),
+            Self::Iscsi(url) => url.fmt(f),
         }
     }
 }

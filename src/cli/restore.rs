@@ -59,7 +59,7 @@ pub async fn run(args: RestoreArgs) -> Result<(), Failure> {
         .map_err(|source| failed(&on, &RestoreError::Resolve { number: entry.number, source }))?;
 
     let progress = Arc::new(Progress::new(point.size()));
-    let target = args.to.open_target(point.size(), args.overwrite, progress.clone()).await?;
+    let target = args.to.open_target(&args.initiator.login(), point.size(), args.overwrite, progress.clone()).await?;
     let begun = Instant::now();
     let meter = Meter::start("restore", progress.clone());
     let outcome = restore(&resolver, entry.number, target, &progress).await;

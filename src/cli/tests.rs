@@ -26,11 +26,17 @@ fn wrong_forms_are_wrong_usage() {
     assert!(with(&["--to", "disk.img", "--at", "812"]).is_ok());
     assert!(with(&["--to", "disk.img", "--at", "2026-11-22T17:41:03+01:00"]).is_ok());
     assert!(with(&["--to", "nbd+unix:///disk0?socket=s"]).is_ok());
+    let lun = "iscsi://10.0.0.5/iqn.2003-01.org.array:vol1/0";
+    assert!(with(&["--to", lun, "--initiator", "iqn.2020-02.org.example:a"]).is_ok());
+    assert!(with(&["--to", lun, "--chap-user", "a", "--chap-secret-file", "b"]).is_ok());
     for wrong in [
         &["--to", "disk.img", "--at", "yesterday"][..],
         &["--to", "disk.img", "--at", "0"],
         &["--to", "http://host/disk"],
         &["--to", "nbd://"],
+        &["--to", "iscsi://10.0.0.5/iqn.2003-01.org.array:vol1"],
+        &["--to", lun, "--chap-user", "a"],
+        &["--to", lun, "--chap-peer-user", "a", "--chap-peer-secret-file", "b"],
         &["--to", ""],
         &["--to", "disk.img", "--remote-option", "novalue"],
         &[],

@@ -88,7 +88,13 @@ pub async fn run(args: VerifyArgs) -> Result<(), Failure> {
     output::announce(&format!("verify {on}: {point}"));
     // What is named wrongly is told before everything is read.
     let store = match &against {
-        online::Against::Us(place) => Some(place.open_store().await?),
+        online::Against::Us(place) => {
+            let volume = args.point.volume.as_str();
+            let login = config
+                .as_ref()
+                .map_or_else(|| args.initiator.login(), |config| args.initiator.login_of(config, volume));
+            Some(place.open_store(&login).await?)
+        }
         online::Against::Nobody | online::Against::Gateway(_) => None,
     };
     let begun = Instant::now();

@@ -14,6 +14,7 @@ use object_store::gcp::GoogleConfigKey;
 use super::place::{Listen, Place, Store, join, straightened};
 use super::problem::{Fault, Problem, Section};
 use super::written::{self, Fencing, Options, SyncMode, WhenFull, WhenMarksFail};
+use crate::format::InstanceId;
 use crate::format::names::VolumeName;
 use crate::units::{KIB, MIB, TIB, VOLUME_MAX};
 
@@ -26,6 +27,7 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// None where nothing listens for iSCSI. There is this or an address of NBD, or both.
     pub iscsi: Option<Iscsi>,
+    pub initiator: Initiator,
     pub remote: Remote,
     /// At least one; names and stores are unique.
     pub volumes: Vec<Volume>,
@@ -48,8 +50,35 @@ pub struct Iscsi {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chap {
     pub initiator: Login,
-    /// What is proven to initiators that ask for it.
+    /// What the target proves: ours to those who ask for it, an array's to us, always.
     pub target: Option<Login>,
+}
+
+/// As whom we log in to arrays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Initiator {
+    Named(String),
+    /// This domain's, and the state folder's own.
+    Of {
+        iqn: String,
+    },
+}
+
+impl Initiator {
+    pub fn name(&self, instance: InstanceId) -> String {
+        match self {
+            Self::Named(name) => name.clone(),
+            Self::Of { iqn } => format!("{iqn}:{instance}"),
+        }
+    }
+
+    /// As far as it is known of a state folder that may not be there yet.
+    pub fn known(&self, instance: Option<InstanceId>) -> Option<String> {
+        match (self, instance) {
+            (Self::Named(name), _) => Some(name.clone()),
+            (Self::Of { .. }, instance) => instance.map(|instance| self.name(instance)),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,8 +167,10 @@ const PARALLEL: (u64, u64) = (1, 64);
 const RATE_MIN: u64 = 64 * KIB;
 /// Smallest file that holds a block; a disk of less is of no use.
 const CREATE_MIN: u64 = 64 * KIB;
-/// A target's name has 223 bytes at most (RFC 7143, 4.2.7.1), and 64 are for the colon and the volume.
-const IQN_MAX: usize = 159;
+/// Of the name of a target or an initiator, bytes (RFC 7143, 4.2.7.1).
+const ISCSI_NAME_MAX: usize = 223;
+/// 64 are for the colon and the volume, or the state folder's id.
+const IQN_MAX: usize = ISCSI_NAME_MAX - 64;
 /// No disk's logical block is larger than this.
 const DIRECT_BLOCK_MAX: u64 = 4 * KIB;
 
@@ -150,6 +181,7 @@ pub fn check(written: written::Config, base: &Path, problems: &mut Vec<Problem>)
     let state = check.state(&written.top.state, remote.as_ref());
     let listen = check.listen(&written.listen);
     let iscsi = check.iscsi(&written.listen, &written.iscsi);
+    let initiator = check.initiator(&written.iscsi);
     let snapshot = check.snapshot(&written.snapshot);
     let volumes = check.volumes(&written.volume, snapshot);
     let named = check.named_for_iscsi(&written.volume, iscsi.as_ref());
@@ -160,6 +192,7 @@ pub fn check(written: written::Config, base: &Path, problems: &mut Vec<Problem>)
         state: state?,
         listen: listen?,
         iscsi: iscsi?,
+        initiator: initiator?,
         remote: remote?,
         volumes: volumes?,
         log: log?,
@@ -237,11 +270,22 @@ impl Check<'_> {
         let iqn = if is_iqn(&written.iqn) { Ok(written.iqn.clone()) } else { Err(Fault::NotAnIqn { max: IQN_MAX }) };
         let iqn = self.value(&Section::Iscsi, "iqn", format_args!("{:?}", written.iqn), iqn);
         let chap = match &written.chap {
-            Some(chap) => self.chap(chap).map(Some),
+            Some(chap) => self.chap(&Section::Iscsi, chap).map(Some),
             None => Some(None),
         };
         let (listen, iqn, chap) = (portals?, iqn?, chap?);
         Some((!listen.is_empty()).then_some(Iscsi { listen, iqn, chap }))
+    }
+
+    fn initiator(&mut self, written: &written::Iscsi) -> Option<Initiator> {
+        match &written.initiator {
+            None => Some(Initiator::Of { iqn: written.iqn.clone() }),
+            Some(name) if is_iscsi_name(name) => Some(Initiator::Named(name.clone())),
+            Some(name) => {
+                let fault = Fault::NotAnInitiator { max: ISCSI_NAME_MAX };
+                self.report(Section::Iscsi.problem_of("initiator", format_args!("{name:?}"), fault))
+            }
+        }
     }
 
     /// A target is named after its volume, and iSCSI has no underscore (RFC 3722, 6.2).
@@ -257,30 +301,30 @@ impl Check<'_> {
         wrong.is_empty().then_some(())
     }
 
-    fn chap(&mut self, written: &written::Chap) -> Option<Chap> {
-        let initiator = self.login("user", &written.user, "secret_file", &written.secret_file);
+    fn chap(&mut self, section: &Section, written: &written::Chap) -> Option<Chap> {
+        let initiator = self.login(section, "user", &written.user, "secret_file", &written.secret_file);
         let target = match (&written.peer_user, &written.peer_secret_file) {
             (None, None) => Some(None),
-            (Some(user), Some(file)) => self.login("peer_user", user, "peer_secret_file", file).map(Some),
-            (Some(_), None) => self.half("peer_user", "peer_secret_file"),
-            (None, Some(_)) => self.half("peer_secret_file", "peer_user"),
+            (Some(user), Some(file)) => self.login(section, "peer_user", user, "peer_secret_file", file).map(Some),
+            (Some(_), None) => self.half(section, "peer_user", "peer_secret_file"),
+            (None, Some(_)) => self.half(section, "peer_secret_file", "peer_user"),
         };
         let (initiator, target) = (initiator?, target?);
         if target.as_ref().is_some_and(|target| target.secret_file == initiator.secret_file) {
-            return self.report(Section::Iscsi.problem("chap.peer_secret_file", Fault::SameSecret));
+            return self.report(section.problem("chap.peer_secret_file", Fault::SameSecret));
         }
         Some(Chap { initiator, target })
     }
 
-    fn half<T>(&mut self, key: &str, other: &'static str) -> Option<T> {
-        self.report(Section::Iscsi.problem(&format!("chap.{key}"), Fault::HalfOfMutual { other }))
+    fn half<T>(&mut self, section: &Section, key: &str, other: &'static str) -> Option<T> {
+        self.report(section.problem(&format!("chap.{key}"), Fault::HalfOfMutual { other }))
     }
 
-    fn login(&mut self, user_key: &str, user: &str, file_key: &str, file: &str) -> Option<Login> {
+    fn login(&mut self, section: &Section, user_key: &str, user: &str, file_key: &str, file: &str) -> Option<Login> {
         let name = if user.is_empty() { Err(Fault::EmptyUser) } else { Ok(user.to_owned()) };
-        let name = self.value(&Section::Iscsi, &format!("chap.{user_key}"), format_args!("{user:?}"), name);
+        let name = self.value(section, &format!("chap.{user_key}"), format_args!("{user:?}"), name);
         let path = join(self.base, file);
-        let path = self.value(&Section::Iscsi, &format!("chap.{file_key}"), format_args!("{file:?}"), path);
+        let path = self.value(section, &format!("chap.{file_key}"), format_args!("{file:?}"), path);
         Some(Login { user: name?, secret_file: path? })
     }
 
@@ -365,10 +409,15 @@ impl Check<'_> {
         }
         match &mut store {
             Store::File { direct, .. } | Store::Device { direct, .. } => *direct = volume.direct,
-            Store::Nbd { .. } if volume.direct => {
-                return self.report(section.problem_of("direct", true, Fault::DirectNotLocal));
+            Store::Nbd { .. } | Store::Iscsi { .. } if volume.direct => {
+                return self.report(section.problem_of("direct", true, Fault::DirectNotLocal { store: kind }));
             }
-            Store::Nbd { .. } => {}
+            Store::Nbd { .. } | Store::Iscsi { .. } => {}
+        }
+        match (&mut store, &volume.chap) {
+            (_, None) => {}
+            (Store::Iscsi { chap, .. }, Some(written)) => *chap = Some(self.chap(section, written)?),
+            (_, Some(_)) => return self.report(section.problem("chap", Fault::ChapNotIscsi { store: kind })),
         }
         Some(store)
     }
@@ -456,6 +505,21 @@ fn is_iqn(text: &str) -> bool {
             .strip_prefix("iqn.")
             .and_then(|rest| rest.split_once('.'))
             .is_some_and(|(date, domain)| month(date) && !domain.is_empty() && domain.bytes().all(named))
+}
+
+/// RFC 7143, 4.2.7: a name in its normal form, of any of the three types.
+fn is_iscsi_name(text: &str) -> bool {
+    let named = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || b"-.:".contains(&letter);
+    let digits = |text: &str, lengths: &[usize]| {
+        lengths.contains(&text.len()) && text.bytes().all(|digit| digit.is_ascii_hexdigit())
+    };
+    let is_typed = match text.split_once('.') {
+        Some(("iqn", _)) => is_iqn(text.split_once(':').map_or(text, |(iqn, _)| iqn)),
+        Some(("eui", number)) => digits(number, &[16]),
+        Some(("naa", number)) => digits(number, &[16, 32]),
+        _ => false,
+    };
+    is_typed && text.len() <= ISCSI_NAME_MAX && text.bytes().all(named)
 }
 
 /// A URI as it is written, unless it may hold a password.

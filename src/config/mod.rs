@@ -11,7 +11,7 @@ pub mod written;
 
 use std::path::{Path, PathBuf};
 
-pub use self::checked::{Chap, Config, Iscsi, Log, Login, Rate, Remote, Snapshot, Upload, Volume};
+pub use self::checked::{Chap, Config, Initiator, Iscsi, Log, Login, Rate, Remote, Snapshot, Upload, Volume};
 pub use self::place::{Listen, Place, Store};
 pub use self::problem::{Fault, Problem, Section};
 pub use self::written::{Fencing, Options, SyncMode, WhenFull, WhenMarksFail};

@@ -5,7 +5,9 @@ use std::path::{Component, Path, PathBuf};
 
 use url::Url;
 
+use super::checked::Chap;
 use super::problem::{Fault, NbdUriFault};
+use crate::iscsi::initiator;
 use crate::nbd::{Uri, UriError};
 
 /// Where clients connect to.
@@ -75,10 +77,15 @@ pub enum Store {
     Nbd {
         uri: String,
     },
+    /// A LUN of an array, and what is proven to it.
+    Iscsi {
+        url: initiator::Url,
+        chap: Option<Chap>,
+    },
 }
 
 impl Store {
-    /// `file:PATH` (relative to `base`), the absolute path of a device, or an NBD URI.
+    /// `file:PATH` (relative to `base`), the absolute path of a device, an NBD URI, or the URL of a LUN.
     pub fn parse(text: &str, base: &Path) -> Result<Self, Fault> {
         if let Some(path) = text.strip_prefix("file:") {
             return Ok(Self::File { path: join(base, file_path(path))?, create: None, direct: false });
@@ -89,6 +96,10 @@ impl Store {
         if text.starts_with("nbd") && text.contains(':') {
             let uri = nbd_uri(text, base).and_then(understood);
             return uri.map(|uri| Self::Nbd { uri }).map_err(|reason| Fault::NbdUri { reason });
+        }
+        if text.starts_with("iscsi:") {
+            let url = text.parse().map_err(|reason| Fault::IscsiUrl { reason })?;
+            return Ok(Self::Iscsi { url, chap: None });
         }
         if text.is_empty() || text.contains("://") {
             return Err(Fault::NotAStore);
@@ -102,22 +113,34 @@ impl Store {
             Self::File { .. } => "a file",
             Self::Device { .. } => "a device",
             Self::Nbd { .. } => "an NBD export",
+            Self::Iscsi { .. } => "an iSCSI LUN",
         }
     }
 
+    /// Whether what it was asked for may still happen when the connection to it is gone.
+    pub fn is_networked(&self) -> bool {
+        matches!(self, Self::Nbd { .. } | Self::Iscsi { .. })
+    }
+
     /// Whether both are, as far as the text tells, the same disk.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        match (self.path(), other.path()) {
-            (Some(a), Some(b)) => straightened(a) == straightened(b),
-            (None, None) => self == other,
-            _ => false,
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            // A target is called so wherever it is reached (RFC 7143, 4.2.7), and case does not count.
+            (Self::Iscsi { url: a, .. }, Self::Iscsi { url: b, .. }) => {
+                a.lun == b.lun && a.target.eq_ignore_ascii_case(&b.target)
+            }
+            _ => match (self.path(), other.path()) {
+                (Some(a), Some(b)) => straightened(a) == straightened(b),
+                (None, None) => self == other,
+                _ => false,
+            },
         }
     }
 
     fn path(&self) -> Option<&Path> {
         match self {
             Self::File { path, .. } | Self::Device { path, .. } => Some(path),
-            Self::Nbd { .. } => None,
+            Self::Nbd { .. } | Self::Iscsi { .. } => None,
         }
     }
 }
@@ -129,6 +152,7 @@ impl fmt::Display for Store {
             Self::File { path, .. } => write!(f, "file:{}", path.display()),
             Self::Device { path, .. } => path.display().fmt(f),
             Self::Nbd { uri } => uri.fmt(f),
+            Self::Iscsi { url, .. } => url.fmt(f),
         }
     }
 }

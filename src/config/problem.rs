@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::iscsi::initiator::UrlError;
 use crate::units::human_bytes;
 
 /// A part of the file.
@@ -129,18 +130,25 @@ pub enum Fault {
     NameTwice { first: usize },
     #[error("is the store of volume number {first} as well; a store can have one volume only")]
     StoreTwice { first: usize },
-    #[error("names no store; write file:PATH, /dev/…, nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")]
+    #[error(
+        "names no store; write file:PATH, /dev/…, nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH or \
+         iscsi://HOST:PORT/TARGET/LUN"
+    )]
     NotAStore,
     #[error("is a relative path; write \"file:{path}\" for a file, or the absolute path of a device")]
     StoreWithoutKind { path: String },
     #[error("is not an NBD URI: {reason}; write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")]
     NbdUri { reason: NbdUriFault },
+    #[error("names no LUN: {reason}")]
+    IscsiUrl { reason: UrlError },
+    #[error("is for iscsi:// stores only, and the store is {store}; leave it out")]
+    ChapNotIscsi { store: &'static str },
     #[error("is for file: stores only, and the store is {store}; leave it out")]
     CreateNotAFile { store: &'static str },
     #[error("is of no use with direct I/O, which works in blocks of up to 4 KiB; write a multiple of 4096 bytes")]
     CreateRagged,
-    #[error("is for files and devices only, and the store is an NBD export; leave it out")]
-    DirectNotLocal,
+    #[error("is for files and devices only, and the store is {store}; leave it out")]
+    DirectNotLocal { store: &'static str },
     #[error("is not an address; write HOST:PORT, like \"127.0.0.1:10809\", or unix:PATH")]
     NotAnAddress,
     #[error("is longer than the {max} bytes that the path of a unix socket can have; write a shorter one")]
@@ -151,11 +159,15 @@ pub enum Fault {
         "is not the beginning of an iSCSI name; write iqn.YYYY-MM.DOMAIN, like \"iqn.2026-11.io.umbra\", at most {max} bytes"
     )]
     NotAnIqn { max: usize },
+    #[error(
+        "is not an iSCSI name; write iqn.YYYY-MM.DOMAIN:ANYTHING in small letters, digits and - . :, at most {max} bytes"
+    )]
+    NotAnInitiator { max: usize },
     #[error("is empty; write a name")]
     EmptyUser,
     #[error("has to stand beside {other}, or both are left out")]
     HalfOfMutual { other: &'static str },
-    #[error("is the file of the initiators' secret as well; mutual CHAP needs two")]
+    #[error("is secret_file as well; mutual CHAP needs two")]
     SameSecret,
     #[error("stands twice; leave one out")]
     AddressTwice,

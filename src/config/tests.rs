@@ -86,7 +86,7 @@ fn every_key_stands_in_its_section_of_full_toml() {
 #[test]
 fn every_example_is_right() {
     let examples = examples();
-    assert!(examples.len() >= 6, "{examples:?}");
+    assert!(examples.len() >= 7, "{examples:?}");
     for file in examples {
         load(&file).unwrap_or_else(|error| panic!("{error}"));
     }
@@ -102,6 +102,7 @@ fn the_examples_have_every_kind_of_store_and_remote() {
     assert!(has_store(|s| matches!(s, Store::Device { .. })));
     assert!(has_store(|s| matches!(s, Store::Nbd { uri } if uri.starts_with("nbd://"))));
     assert!(has_store(|s| matches!(s, Store::Nbd { uri } if uri.starts_with("nbd+unix://"))));
+    assert!(has_store(|s| matches!(s, Store::Iscsi { chap: Some(_), .. })));
     assert!(has_place(|p| matches!(p, Place::Folder(_))));
     assert!(has_place(|p| matches!(p, Place::S3 { .. })));
     assert!(has_place(|p| matches!(p, Place::Azure { .. })));
@@ -232,6 +233,7 @@ fn a_secret_is_shown_nowhere() {
         MINIMAL.replace("file:umbra-remote", "s3://user:hush-hush@bucket/"),
         MINIMAL.replace("file:umbra-remote", "s3://user:hush-hush@"),
         MINIMAL.replace("file:disk0.img", "nbd://user:hush-hush@host/"),
+        MINIMAL.replace("file:disk0.img", "iscsi://user%hush-hush@host/iqn.2003-01.org.array:vol1/0"),
         format!("{MINIMAL}{options}"),
         format!("{MINIMAL}[remote.options]\naws_tokken = \"hush-hush\""),
         format!("{MINIMAL}[remote.options]\naws_token = [\"hush-hush\"]"),
@@ -260,7 +262,10 @@ fn a_store_is_what_its_text_says_or_refused_with_a_remedy() {
     let remedy = |store: &str| problem(with_volume(&format!("store = \"{store}\"")));
     assert!(remedy("disk0.img").contains("write \"file:disk0.img\" for a file"));
     assert!(remedy("file:").contains("is empty"));
-    assert!(remedy("iscsi://host/x").contains("names no store"));
+    assert!(remedy("ftp://host/x").contains("names no store"));
+    assert!(remedy("iscsi://host/x").contains("\"x\" is not the name of a target"));
+    assert!(remedy("iscsi://host/iqn.2003-01.org.array:vol1").contains("write a number from 0 to 16383"));
+    assert!(remedy("iscsi://a%hush-hush@host/iqn.2003-01.org.array:vol1/0").contains("secret"));
     assert!(remedy("nbds://host/x").contains("TLS is not supported"));
     assert!(remedy("nbd:///x").contains("it names no host"));
     assert!(remedy("nbd+unix:///x").contains("it names no socket"));
@@ -275,6 +280,10 @@ fn a_store_is_what_its_text_says_or_refused_with_a_remedy() {
 fn what_is_for_files_is_refused_for_others() {
     assert!(problem(with_volume("store = \"/dev/sdx\"\ncreate = \"1GiB\"")).contains("the store is a device"));
     assert!(problem(with_volume("store = \"nbd://h/x\"\ndirect = true")).contains("the store is an NBD export"));
+    let lun = "store = \"iscsi://h/iqn.2003-01.org.array:vol1/0\"";
+    assert!(problem(with_volume(&format!("{lun}\ndirect = true"))).contains("the store is an iSCSI LUN"));
+    let chap = "chap = { user = \"a\", secret_file = \"b\" }";
+    assert!(problem(with_volume(&format!("store = \"file:x\"\n{chap}"))).contains("for iscsi:// stores only"));
     assert!(problem(with_volume("store = \"file:x\"\ncreate = 0")).contains("is out of range"));
     assert!(problem(with_volume("store = \"file:x\"\ncreate = \"65TiB\"")).contains("is out of range"));
     assert!(problem(with_volume("store = \"file:x\"\ncreate = 1000001\ndirect = true")).contains("multiple of 4096"));
@@ -288,6 +297,52 @@ fn one_disk_is_one_volume_and_one_name_too() {
     assert!(second("name = \"b\"\nstore = \"file:./x/../x/y\"").contains("is the store of volume number 1 as well"));
     assert!(second("name = \"b\"\nstore = \"/etc/umbra/x/y\"").contains("is the store of volume number 1 as well"));
     assert!(second("name = \"disk0\"\nstore = \"file:z\"").contains("is the name of volume number 1 as well"));
+
+    let lun = |store: &str| format!("store = \"iscsi://{store}\"\n");
+    let first = lun("10.0.0.5/iqn.2003-01.org.array:vol1/0");
+    let beside = |store| with_volume(&format!("{first}[[volume]]\nname = \"b\"\n{}", lun(store)));
+    let twice = problem(beside("10.0.1.5:3261/iqn.2003-01.org.array:vol1/0"));
+    assert!(twice.contains("is the store of volume number 1 as well"), "another portal is another way: {twice}");
+    beside("10.0.0.5/iqn.2003-01.org.array:vol1/1").unwrap();
+    beside("10.0.0.5/iqn.2003-01.org.array:vol2/0").unwrap();
+}
+
+#[test]
+fn a_lun_is_opened_as_somebody_who_can_prove_it() {
+    let lun = "store = \"iscsi://[::1]/iqn.2003-01.org.array:vol1/3\"\n";
+    let with = |keys: &str| with_volume(&format!("{lun}{keys}"));
+    let config = with("chap = { user = \"us\", secret_file = \"s\", peer_user = \"it\", peer_secret_file = \"p\" }");
+    let Store::Iscsi { url, chap: Some(chap) } = &config.unwrap().volumes[0].store else { panic!("no LUN") };
+    assert_eq!(url.to_string(), "iscsi://[::1]:3260/iqn.2003-01.org.array:vol1/3");
+    let login = |user: &str, file: &str| Login { user: user.into(), secret_file: Path::new("/etc/umbra").join(file) };
+    assert_eq!(*chap, Chap { initiator: login("us", "s"), target: Some(login("it", "p")) });
+
+    let half = problem(with("chap = { user = \"us\", secret_file = \"s\", peer_user = \"it\" }"));
+    assert!(half.starts_with("[[volume]] \"disk0\": chap.peer_user: has to stand beside peer_secret_file"), "{half}");
+    let same =
+        problem(with("chap = { user = \"us\", secret_file = \"s\", peer_user = \"it\", peer_secret_file = \"s\" }"));
+    assert!(same.contains("mutual CHAP needs two"), "{same}");
+}
+
+#[test]
+fn our_name_as_an_initiator_is_the_state_folders_or_what_is_written() {
+    let with = |keys: &str| parse(&format!("{MINIMAL}[iscsi]\n{keys}")).map(|config| config.initiator);
+    let id = crate::format::InstanceId([0xab; 16]);
+    let own = with("iqn = \"iqn.2020-02.org.example\"").unwrap();
+    assert_eq!(own.known(Some(id)).unwrap(), format!("iqn.2020-02.org.example:{}", "ab".repeat(16)));
+    assert_eq!(own.known(None), None, "the state folder has not drawn it yet");
+    for name in
+        ["iqn.2020-02.org.example:gw:1", "iqn.2020-02.org.example", "eui.02004567a425678d", "naa.52004567ba64678d"]
+    {
+        let named = with(&format!("initiator = \"{name}\"")).unwrap();
+        assert_eq!(named.known(None).as_deref(), Some(name));
+    }
+    for name in
+        ["", "gw", "iqn.2020-13.org.example:a", "iqn.2020-02.org.example:A", "iqn.2020-02.org.example:a b", "eui.1"]
+    {
+        let wrong = problem(parse(&format!("{MINIMAL}[iscsi]\ninitiator = \"{name}\"")));
+        assert!(wrong.contains("is not an iSCSI name; write iqn."), "{wrong}");
+    }
 }
 
 #[test]

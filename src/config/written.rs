@@ -52,7 +52,7 @@ pub struct Listen {
     pub iscsi: OneOrMany,
 }
 
-/// `[iscsi]`: the targets of `[listen] iscsi`.
+/// `[iscsi]`: the targets of `[listen] iscsi`, and as whom we log in to arrays.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Iscsi {
@@ -61,23 +61,27 @@ pub struct Iscsi {
     pub iqn: String,
     /// Who is let in; default whoever reaches a portal. See [`Chap`].
     pub chap: Option<Chap>,
+    /// Our name as an initiator, of `iscsi://` stores; default `iqn`, a colon, and an id that the state folder drew.
+    /// Access lists of arrays go by it: the default is another after the state folder was lost.
+    pub initiator: Option<String>,
 }
 
 impl Default for Iscsi {
     fn default() -> Self {
-        Self { iqn: "iqn.2026-11.io.umbra".to_owned(), chap: None }
+        Self { iqn: "iqn.2026-11.io.umbra".to_owned(), chap: None, initiator: None }
     }
 }
 
-/// `chap = { user = "…", secret_file = "…" }`: proof by a secret of 12 bytes or more, without saying it.
+/// `chap = { user = "…", secret_file = "…" }`: proof by a secret of 12 bytes or more, without saying it. Whose proof the
+/// first two are: the initiator's, which is the client's in `[iscsi]`, and ours in `[[volume]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Chap {
-    /// Name that an initiator has to give.
+    /// Name that the initiator has to give.
     pub user: String,
     /// File with its secret, and nothing else but a newline at its end. Nobody else should be able to read it.
     pub secret_file: String,
-    /// Name that is given to initiators that want a proof as well (mutual CHAP); default none.
+    /// Name that the target has to give in its turn, where that is asked of it (mutual CHAP); default none.
     pub peer_user: Option<String>,
     /// File with the secret that belongs to it; another than the first.
     pub peer_secret_file: Option<String>,
@@ -105,9 +109,11 @@ pub struct Remote {
 pub struct Volume {
     /// Name of the NBD export, and of the volume in the remote; required. 1 to 63 of `a-z 0-9 - _ .`.
     pub name: Option<String>,
-    /// The local store; required. `file:PATH`, `/dev/…`, `nbd://HOST:PORT/EXPORT` or
-    /// `nbd+unix:///EXPORT?socket=PATH`.
+    /// The local store; required. `file:PATH`, `/dev/…`, `nbd://HOST:PORT/EXPORT`, `nbd+unix:///EXPORT?socket=PATH` or
+    /// `iscsi://HOST:PORT/TARGET/LUN`.
     pub store: Option<String>,
+    /// What is proven to the array, and it to us, for `iscsi://` only; default nothing. See [`Chap`].
+    pub chap: Option<Chap>,
     /// Bytes, for files only: make the file, sparse, if it is absent; default: it must be there.
     pub create: Option<Bytes>,
     /// Past the page cache (`O_DIRECT`), for files and devices; default false. Costs the cache: every read goes to the
@@ -119,7 +125,7 @@ pub struct Volume {
 
 impl Default for Volume {
     fn default() -> Self {
-        Self { name: None, store: None, create: None, direct: false, max_age: "60s".into() }
+        Self { name: None, store: None, chap: None, create: None, direct: false, max_age: "60s".into() }
     }
 }
 

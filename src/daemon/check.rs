@@ -13,11 +13,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use self::place::{Access, Folder};
+use super::secrets::{self, SecretError};
 use super::state::{self, Glance, StateError};
 use super::stores::StoreError;
-use super::targets::{self, TargetError};
 use crate::chain::ChainError;
-use crate::config::{Config, Section, Store};
+use crate::config::{Config, Section};
 use crate::format::VolumeId;
 use crate::remote::{OpenError, RemoteError};
 use crate::status::{self, Status, VolumeStatus};
@@ -113,7 +113,7 @@ pub enum Fault {
     #[error("{} is there and not a socket", .0.display())]
     NotASocket(PathBuf),
     #[error(transparent)]
-    Target(#[from] TargetError),
+    Secret(#[from] SecretError),
     #[error("the file is absent")]
     StoreAbsent,
     #[error("another program has it locked for writing")]
@@ -153,7 +153,9 @@ impl Fault {
             Self::AddressInUse => "stop that program, or write another address",
             Self::Address { .. } => "write an address of this machine and a port that may be used",
             Self::NotASocket(_) => "remove it, or write another path",
-            Self::Target(_) => "write each secret into a file of its own that the user that runs umbra can read",
+            Self::Secret(_) | Self::Store(StoreError::Secret(_)) => {
+                "write each secret into a file of its own that the user that runs umbra can read"
+            }
             Self::StoreAbsent => "name a file that exists, or add its size, as in create = \"1GiB\"",
             Self::StoreLocked => "stop that program: a store has one writer",
             Self::StoreGone => {
@@ -164,6 +166,11 @@ impl Fault {
             }
             Self::Store(StoreError::File(_)) => "name a file or device that is free and that umbra may read and write",
             Self::Store(StoreError::Nbd(_)) => "see that the server runs, offers this export and lets one more in",
+            Self::Store(StoreError::Iscsi { .. }) => {
+                "see that the array runs and has this target and LUN, that its access list has the initiator's name, and \
+                 that chap is what it asks for"
+            }
+            Self::Store(StoreError::Random(_)) => "try again",
             Self::Store(StoreError::TooLarge { .. }) => "name a smaller store",
             Self::Store(StoreError::Read(_)) => "see that the store works",
             Self::Store(StoreError::Unfinished) => "run the same umbra restore on it again",
@@ -192,7 +199,7 @@ pub async fn check(config: &Config) -> Vec<Finding> {
             findings.push(listen::check("iscsi", address, open, &running).await);
         }
         if let Some(chap) = &iscsi.chap {
-            let outcome = match targets::chap(chap) {
+            let outcome = match secrets::chap(chap) {
                 Ok(_) => Outcome::Right("its secret can be read".to_owned()),
                 Err(error) => Fault::from(error).into(),
             };
@@ -215,8 +222,11 @@ pub async fn check(config: &Config) -> Vec<Finding> {
         };
         let outcomes = match (running.volume(volume.name.as_str()), &volume.store) {
             // A server may let one client in and no more, and that one is the gateway.
-            (Some(status), Store::Nbd { .. }) => vec![served(status)],
-            (_, store) => store::check(store, running.is_up(), glance.as_ref().unwrap_or(&Glance::default())).await,
+            (Some(status), store) if store.is_networked() => vec![served(status)],
+            (_, store) => {
+                let glance = glance.as_ref().unwrap_or(&Glance::default()).clone();
+                store::check(store, &config.initiator, running.is_up(), &glance).await
+            }
         };
         findings.extend(outcomes.into_iter().map(|outcome| Finding::new(section.clone(), "store", &value, outcome)));
         let Some(glance) = glance else { continue };

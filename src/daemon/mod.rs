@@ -7,6 +7,7 @@
 pub mod check;
 pub mod notify;
 mod scrubs;
+pub mod secrets;
 pub mod state;
 pub mod stores;
 mod targets;
@@ -44,15 +45,19 @@ use crate::volume::boot::{self, Found};
 use crate::volume::{self, MarksFail, Sequences, Volume};
 use crate::{marks, task, writelog};
 
+use secrets::SecretError;
 use state::{Clean, StateError, StateFolder, VolumeState};
-use stores::StoreError;
+use stores::{Port, StoreError};
 use targets::TargetError;
 
 /// How long a stop goes on uploading what is left.
 pub const LEAVE_MAX: Duration = Duration::from_secs(60);
 /// How long a store may take for its last flush.
 const FLUSH_MAX: Duration = Duration::from_secs(30);
-/// How long a server that lost its connection to us may still carry out what it was asked: NBD cannot tell it not to.
+/// How long a server that lost its connection to us may still carry out what it was asked. NBD cannot tell it not to. With
+/// iSCSI a login of the same port ends the old session's tasks (RFC 7143, 6.3.5), but nothing says that they have ended
+/// when the login has: tgt lets go on what its threads have begun. And where an address has moved to another portal
+/// group, that login is no such thing.
 const QUARANTINE: Duration = Duration::from_secs(10 * 60);
 /// How often the sequence's reserve and the volumes' ages are looked at.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
@@ -96,6 +101,8 @@ pub enum StartError {
     ListenForIscsi(#[from] iscsi::target::BindError),
     #[error("offer iSCSI targets")]
     Target(#[from] TargetError),
+    #[error("read what initiators have to prove, [iscsi] chap")]
+    Secret(#[from] SecretError),
     #[error("offer the status")]
     Status(#[from] StatusError),
 }
@@ -156,16 +163,17 @@ impl Gateway {
         let clock = Clock::system();
         let state = Arc::new(StateFolder::open(&config.state)?);
         let remote = remote(config)?;
+        let initiator = config.initiator.name(state.instance());
         let mut stores = Vec::with_capacity(config.volumes.len());
         for volume in &config.volumes {
-            let opened = stores::open(&volume.store).await;
+            let kept = state.volume(volume.name.as_str())?;
+            let opened = stores::open(&volume.store, Port::new(initiator.clone(), &kept.log.0)).await;
             let store = opened.map_err(|source| StartError::Store { volume: volume.name.to_string(), source })?;
-            stores.push((volume, store));
+            stores.push((volume, store, kept));
         }
         let mut found = Vec::with_capacity(stores.len());
-        for (written, store) in stores {
+        for (written, store, kept) in stores {
             let name = written.name.to_string();
-            let kept = state.volume(&name)?;
             same_store(&name, kept.store.as_ref(), &store.identity(), options)?;
             let marks = find_marks(&state, &name, &kept, store.as_ref(), options).await?;
             found.push((written, store, kept, marks));
@@ -196,7 +204,7 @@ impl Gateway {
             }
             let settings = volume::Settings {
                 sync_log: config.log.sync == config::SyncMode::Flush,
-                quarantine: matches!(written.store, config::Store::Nbd { .. }).then_some(QUARANTINE),
+                quarantine: written.store.is_networked().then_some(QUARANTINE),
                 throttle: config.log.throttle,
                 marks_fail: match config.log.when_marks_fail {
                     config::WhenMarksFail::Forward => MarksFail::Forward,
@@ -604,7 +612,7 @@ fn status_of(watched: &[Watched]) -> Status {
 }
 
 async fn iscsi_server(config: &config::Iscsi, targets: &[Arc<Target>]) -> Result<iscsi::target::Server, StartError> {
-    let chap = config.chap.as_ref().map(targets::chap).transpose()?;
+    let chap = config.chap.as_ref().map(secrets::chap).transpose()?;
     let addresses: Vec<Address> = config.listen.iter().map(address).collect();
     Ok(iscsi::target::Server::bind(&addresses, targets.to_vec(), chap).await?)
 }

@@ -2,15 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tracing::warn;
-
 use super::state::{StateError, StateFolder};
-use crate::config;
-use crate::iscsi::chap::{Account, Chap, SECRET_MIN, Secret};
 use crate::iscsi::target::Target;
 use crate::scsi::{Keep, KeepError, Unit, UnitSettings};
 use crate::task;
@@ -18,15 +13,6 @@ use crate::volume::Volume;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    #[error("read the secret in {}", path.display())]
-    Secret { path: PathBuf, source: io::Error },
-    #[error(
-        "the secret in {} has fewer than {SECRET_MIN} bytes; write a longer one, as `openssl rand -base64 12` makes it",
-        .0.display()
-    )]
-    ShortSecret(PathBuf),
-    #[error("both files of [iscsi] chap hold the same secret; mutual CHAP needs two")]
-    SameSecret,
     #[error(
         "load the reservations of volume {volume} from {}; removing the file ends all of them", path.display()
     )]
@@ -52,33 +38,6 @@ pub async fn target(state: &StateFolder, iqn: &str, volume: &Volume, id: [u8; 16
     let unit = task::blocking(move || Unit::new(disk, settings)).await.expect("a unit begins without panic");
     let unit = unit.map_err(|source| TargetError::Reservations { volume: volume.name().to_owned(), path, source })?;
     Ok(Target::new(name, unit))
-}
-
-/// What initiators have to prove, with the secrets.
-pub fn chap(written: &config::Chap) -> Result<Chap, TargetError> {
-    let initiator = account(&written.initiator)?;
-    let target = written.target.as_ref().map(account).transpose()?;
-    // Else an initiator could have us answer our own challenges.
-    if target.as_ref().is_some_and(|target| target.secret == initiator.secret) {
-        return Err(TargetError::SameSecret);
-    }
-    Ok(Chap { initiator, target })
-}
-
-fn account(login: &config::Login) -> Result<Account, TargetError> {
-    let path = &login.secret_file;
-    let read = || -> io::Result<Vec<u8>> {
-        if fs::metadata(path)?.mode() & 0o077 != 0 {
-            warn!(path = %path.display(), "others can read a secret; chmod 600 keeps it");
-        }
-        fs::read(path)
-    };
-    let mut secret = read().map_err(|source| TargetError::Secret { path: path.clone(), source })?;
-    if secret.last() == Some(&b'\n') {
-        secret.pop();
-    }
-    let secret = Secret::new(secret).ok_or_else(|| TargetError::ShortSecret(path.clone()))?;
-    Ok(Account { user: login.user.clone(), secret })
 }
 
 /// Persistent reservations in a file of the state folder.

@@ -35,6 +35,7 @@ fn accepted(config: &Config, base: &Path) {
                 let ours: Uri = uri.parse().unwrap_or_else(|error| panic!("{uri} is accepted, yet {error}"));
                 assert_eq!(ours.to_string().parse(), Ok(ours));
             }
+            Store::Iscsi { url, .. } => assert_eq!(url.to_string().parse().as_ref(), Ok(url)),
             Store::File { path, .. } | Store::Device { path, .. } => assert!(path.is_absolute()),
         }
     }

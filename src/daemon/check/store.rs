@@ -9,20 +9,22 @@ use rustix::fs::OFlags;
 
 use super::place::{self, Access};
 use super::{Fault, Outcome};
-use crate::config::Store;
+use crate::config::{Chap, Initiator, Store};
 use crate::daemon::state::Glance;
-use crate::daemon::stores::{self, StoreError};
+use crate::daemon::stores::{self, Port, StoreError};
 use crate::disk::file::{OpenError, Options};
 use crate::disk::{Disk, FileDisk};
+use crate::iscsi::initiator::Url;
 use crate::nbd::NbdDisk;
 use crate::units::human_bytes;
 
 /// `served`: the gateway runs, and the store is its own. `glance` is what the last run left.
-pub(super) async fn check(store: &Store, served: bool, glance: &Glance) -> Vec<Outcome> {
+pub(super) async fn check(store: &Store, initiator: &Initiator, served: bool, glance: &Glance) -> Vec<Outcome> {
     let looked = match store {
         Store::File { path, create, direct } => file(path, *create, *direct, served, glance).await,
         Store::Device { path, direct } => device(path, *direct, served, glance).await,
         Store::Nbd { uri } => export(uri, glance).await,
+        Store::Iscsi { url, chap } => lun(url, chap.as_ref(), initiator, glance).await,
     };
     match looked {
         Ok(outcomes) => outcomes,
@@ -126,6 +128,26 @@ fn open(path: &Path, direct: bool) -> Result<FileDisk, Fault> {
 async fn export(uri: &str, glance: &Glance) -> Result<Vec<Outcome>, Fault> {
     let disk = NbdDisk::open(uri).await.map_err(StoreError::Nbd)?;
     accept(&disk, glance).await?;
+    Ok(able(&disk))
+}
+
+/// Under a port of its own: that of the gateway would end the gateway's session.
+async fn lun(url: &Url, chap: Option<&Chap>, initiator: &Initiator, glance: &Glance) -> Result<Vec<Outcome>, Fault> {
+    let Some(name) = initiator.known(glance.instance) else {
+        let text = "not looked at, for our name as an initiator is drawn at the first start; write [iscsi] initiator = \
+                    \"iqn.…\" to have one now, for the array's access list";
+        return Ok(vec![Outcome::Note(text.to_owned())]);
+    };
+    let port = Port::random(name.clone())?;
+    let disk = stores::open_lun(url, chap, port).await?;
+    accept(&disk, glance).await?;
+    let mut outcomes = able(&disk);
+    outcomes.push(Outcome::Note(format!("the array's access list needs {name}")));
+    Ok(outcomes)
+}
+
+/// What a store on the network is and can do.
+fn able(disk: &dyn Disk) -> Vec<Outcome> {
     let geometry = disk.geometry();
     let can = geometry.abilities;
     let abilities = [
@@ -147,5 +169,5 @@ async fn export(uri: &str, glance: &Glance) -> Result<Vec<Outcome>, Fault> {
         let text = "it knows no flush: nobody can say what of it would survive a power cut, and Umbra adds nothing";
         outcomes.push(Outcome::Note(text.to_owned()));
     }
-    Ok(outcomes)
+    outcomes
 }

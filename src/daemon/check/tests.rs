@@ -143,6 +143,20 @@ async fn a_remote_that_does_not_answer_is_one_problem_however_many_volumes_there
     assert!(wrong[0].contains("[remote] url") && !wrong[0].contains("hunter2"), "{wrong:#?}");
 }
 
+#[tokio::test]
+async fn a_lun_is_looked_at_when_we_know_as_whom() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut config = configuration(temp.path(), "\"iscsi://127.0.0.1:9/iqn.2003-01.org.array:vol1/0\"");
+    let unknown = lines(&config).await;
+    assert!(unknown.iter().any(|line| line.starts_with("note") && line.contains("[iscsi] initiator")), "{unknown:#?}");
+    assert!(listing(temp.path()).is_empty(), "a check draws no name");
+    config.initiator = config::Initiator::Named("iqn.2020-02.org.example:a".to_owned());
+    let found = lines(&config).await;
+    let wrong: Vec<_> = found.iter().filter(|line| line.starts_with("PROBLEM")).collect();
+    assert_eq!(wrong.len(), 1, "{wrong:#?}");
+    assert!(wrong[0].contains("iqn.2020-02.org.example:a") && wrong[0].contains("access list"), "{wrong:#?}");
+}
+
 #[test]
 fn a_folder_is_judged_by_the_nearest_that_exists() {
     let temp = tempfile::tempdir().unwrap();
