@@ -1,13 +1,20 @@
-//! iSCSI, driven by initiators that we did not write: libiscsi's conformance tests, and qemu.
+//! iSCSI, driven by initiators that we did not write: libiscsi's conformance tests, and qemu; and by one of ours for what
+//! neither does.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::cuts::assert_one_cut;
-use crate::harness::{CANARY, Finished, Gateway, Load, MIB, Running, Scene, Stamper, assert_same_image, program, run};
+use crate::harness::{
+    CANARY, Finished, Fio, Gateway, Load, MIB, Memory, Running, Scene, Stamper, assert_same_image, free_port, program,
+    python, run,
+};
+use crate::malformed::assert_it_ends;
+use crate::transparency::noise;
 
 pub const NAME: &str = "iqn.2026-11.io.umbra:disk0";
 /// The conformance tests take half a minute.
@@ -15,7 +22,7 @@ const CONFORMANCE_LIMIT: Duration = Duration::from_secs(300);
 
 /// A scene whose gateway has a portal, at the same port after each start: initiators come back to it.
 pub fn scene(size: u64) -> Scene {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = free_port();
     let mut scene = Scene::new(size);
     scene.portal = Some(free);
     scene
@@ -137,6 +144,7 @@ fn the_conformance_tests_pass_with_mutual_chap_and_digests() {
     gateway.stop();
 }
 
+/// Fault test 43.
 #[test]
 fn nobody_is_let_in_who_does_not_prove_who_it_is() {
     let scene = with_secrets(16 * MIB);
@@ -259,4 +267,217 @@ fn an_initiator_is_asked_to_leave_and_comes_back_after_a_restart() {
     gateway.settle();
     gateway.stop();
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+/// A PDU (RFC 7143, 11.2): what stands in its header beside the length of its data.
+fn pdu(header: &[(usize, &[u8])], data: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 48];
+    bytes[5..8].copy_from_slice(&(data.len() as u32).to_be_bytes()[1..]);
+    for (at, part) in header {
+        bytes[*at..at + part.len()].copy_from_slice(part);
+    }
+    bytes.extend_from_slice(data);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// From the operational stage to full feature; `flags` as in 11.12.1 to 11.12.3.
+fn login(flags: u8, text: &[u8]) -> Vec<u8> {
+    pdu(&[(0, &[0x43, flags]), (8, &[0x80, 0, 0, 0, 0, 9])], text)
+}
+
+const IDENTIFIED: &[u8] = b"InitiatorName=iqn.2020-02.org.example:odd\0TargetName=iqn.2026-11.io.umbra:disk0\0";
+
+fn command(task: u32, number: u32, flags: u8, length: u32, cdb: &[u8], data: &[u8]) -> Vec<u8> {
+    let (task, length, number) = (task.to_be_bytes(), length.to_be_bytes(), number.to_be_bytes());
+    pdu(&[(0, &[0x01, flags]), (16, &task), (20, &length), (24, &number), (32, cdb)], data)
+}
+
+/// Fault test 40.
+#[test]
+fn malformed_pdus_hurt_nobody_else_and_the_conformance_tests_pass_after_them() {
+    let scene = scene(100 * MIB);
+    let mut gateway = scene.serve().allow_each(&["the login failed", "session dropped"]);
+    // It knows nothing of the last 36 MiB, where some of the nonsense writes.
+    let mut fio = Fio::start(gateway.uri(), 64, 2, 16);
+    let connect = || TcpStream::connect(("127.0.0.1", scene.portal.unwrap())).unwrap();
+    let noise = noise(1 << 16, 40);
+    let (test, read) = ([0; 16], [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0]);
+    let write = [0x2a, 0, 0, 2, 0xd0, 0, 0, 0, 128, 0];
+    const FULL_FEATURE: u8 = 0x87;
+    let before_login = [
+        ("nothing", vec![]),
+        ("an HTTP request", b"GET / HTTP/1.1\r\nHost: disk0\r\n\r\n".to_vec()),
+        ("noise", noise.clone()),
+        ("a command", command(1, 0, 0x81, 0, &test, &[])),
+        ("1,020 bytes of additional header", pdu(&[(0, &[0x43, FULL_FEATURE, 0, 0, 255])], &noise[..2000])),
+        ("16 MiB of text", pdu(&[(0, &[0x43, FULL_FEATURE]), (5, &[255; 3])], &noise)),
+        ("a key without an end", login(FULL_FEATURE, b"InitiatorName=iqn.2020-02.org.example:odd")),
+        ("a key of 64 KiB", login(FULL_FEATURE, &[IDENTIFIED, b"X-", &[b'x'; 1 << 16], b"=1\0"].concat())),
+        ("no key", login(FULL_FEATURE, &[0; 64])),
+        ("a text that goes on for ever", login(0x44, &[b'x'; 8000]).repeat(1000)),
+        ("a login that leads nowhere", login(0x04, IDENTIFIED).repeat(1000)),
+        ("the stage that does not exist", login(0x8b, IDENTIFIED)),
+        ("half a login", login(FULL_FEATURE, IDENTIFIED)[..50].to_vec()),
+    ];
+    for (name, bytes) in &before_login {
+        assert_it_ends(name, connect(), bytes);
+    }
+    let after_login = [
+        ("noise", noise.clone()),
+        ("a login once more", login(FULL_FEATURE, IDENTIFIED)),
+        ("1,020 bytes of additional header", pdu(&[(0, &[0x01, 0x81, 0, 0, 255])], &noise[..2000])),
+        ("16 MiB of data", pdu(&[(0, &[0x01, 0xa1]), (5, &[255; 3])], &noise)),
+        ("data for no command", pdu(&[(0, &[0x05, 0x80]), (20, &[1, 2, 3, 4])], &noise[..512])),
+        ("more than a burst, unasked", command(1, 0, 0xa1, 1 << 16, &write, &[7; 100_000])),
+        ("more data than the command has", command(1, 0, 0xa1, 512, &write, &[7; 1024])),
+        ("one tag for two commands", [0, 1].map(|number| command(1, number, 0xc1, 4096, &read, &[])).concat()),
+        ("a number far ahead", command(1, 1 << 20, 0x81, 0, &test, &[])),
+        ("a number of the past", command(1, u32::MAX, 0x81, 0, &test, &[])),
+        ("an R2T, which is not ours to hear", pdu(&[(0, &[0x31, 0x80])], &[])),
+        ("a text that goes on for ever", pdu(&[(0, &[0x04, 0x40])], &[b'x'; 8000]).repeat(1000)),
+        ("an operation that does not exist", pdu(&[(0, &[0x1c, 0x80])], &[])),
+        ("half a header", command(1, 0, 0x81, 0, &test, &[])[..20].to_vec()),
+        ("half of its data", command(1, 0, 0xa1, 512, &write, &[7; 512])[..100].to_vec()),
+    ];
+    let log_in = || {
+        let mut stream = connect();
+        stream.write_all(&login(FULL_FEATURE, IDENTIFIED)).unwrap();
+        let mut header = [0; 48];
+        stream.read_exact(&mut header).unwrap();
+        assert_eq!((header[0], header[36]), (0x23, 0), "the login is answered with {header:x?}");
+        let length = u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize;
+        stream.read_exact(&mut vec![0; length.next_multiple_of(4)]).unwrap();
+        stream
+    };
+    for (name, bytes) in &after_login {
+        assert_it_ends(name, log_in(), bytes);
+    }
+    let silent: Vec<_> = (0..50).map(|_| connect()).collect();
+    assert!(fio.is_running(), "fio had ended before all nonsense was said");
+    fio.finish();
+    let peak = Memory::of(gateway.pid()).peak;
+    assert!(peak < 1 << 30, "it took {} MiB of memory", peak >> 20);
+    drop(silent);
+    assert_conforms(&url(&scene, "", ""));
+    gateway.settle();
+    gateway.stop();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+/// A host with an initiator of its own; see `clients/initiator.py`.
+struct Host<'s> {
+    scene: &'s Scene,
+    name: &'static str,
+}
+
+/// What a host was answered.
+struct Said {
+    status: u64,
+    data: String,
+}
+
+const GOOD: u64 = 0x00;
+const RESERVATION_CONFLICT: u64 = 0x18;
+const TEST_UNIT_READY: &str = "000000000000";
+const KEY: &str = "00000000cafe0001";
+
+impl Host<'_> {
+    fn command(&self) -> Command {
+        let mut command = python("initiator.py");
+        command.args(["--portal", &format!("127.0.0.1:{}", self.scene.portal.unwrap()), "--target", NAME]);
+        command.args(["--name", self.name, "--isid", "800000000001"]);
+        command
+    }
+
+    /// Sends commands, after those that only fetch what the unit has to tell a new session.
+    #[track_caller]
+    fn send(&self, commands: &[String]) -> Vec<Said> {
+        let first = [TEST_UNIT_READY; 3].map(str::to_owned);
+        let mut command = self.command();
+        command.arg("send").args(&first).args(commands);
+        let said = run(&mut command, Duration::from_secs(30)).ok();
+        let answers = said.stdout.lines().skip(first.len()).map(|line| {
+            let answer: serde_json::Value = serde_json::from_str(line).unwrap();
+            let text = |field: &str| answer[field].as_str().unwrap().to_owned();
+            Said { status: answer["status"].as_u64().unwrap(), data: text("data") }
+        });
+        let answers: Vec<_> = answers.collect();
+        assert_eq!(answers.len(), commands.len(), "{}", said.stdout);
+        answers
+    }
+
+    /// Statuses alone.
+    #[track_caller]
+    fn statuses(&self, commands: &[String]) -> Vec<u64> {
+        self.send(commands).iter().map(|said| said.status).collect()
+    }
+}
+
+/// One block of `byte` to block 8.
+fn write_10(byte: u8) -> String {
+    format!("2a000000000800000100:{}", format!("{byte:02x}").repeat(512))
+}
+
+/// SPC-4, 6.16: a service action, of type write exclusive, that outlives a loss of power.
+fn reserve_out(action: u8, key: &str, action_key: &str) -> String {
+    format!("5f{action:02x}0100000000001800:{key}{action_key}0000000001000000")
+}
+
+#[test]
+fn a_persistent_reservation_holds_over_a_stop_and_a_kill_of_the_gateway() {
+    let scene = scene(16 * MIB);
+    let mut gateway = scene.serve();
+    gateway.settle();
+    let [holder, other] =
+        ["iqn.2020-02.org.example:a", "iqn.2020-02.org.example:b"].map(|name| Host { scene: &scene, name });
+    let none = "0".repeat(16);
+    let (register, reserve) = (reserve_out(0, &none, KEY), reserve_out(1, KEY, &none));
+    assert_eq!(holder.statuses(&[register, reserve, write_10(1)]), [GOOD; 3]);
+    assert_eq!(other.statuses(&[write_10(2)]), [RESERVATION_CONFLICT]);
+    for round in 0..2 {
+        if round == 0 {
+            gateway.stop()
+        } else {
+            gateway.kill()
+        }
+        gateway = scene.serve();
+        let said = other.send(&[write_10(2), "5e000000000000010000::256".to_owned()]);
+        assert_eq!(said[0].status, RESERVATION_CONFLICT, "round {round}");
+        assert!(said[1].data.contains(KEY), "round {round}: {}", said[1].data);
+        assert_eq!(holder.statuses(&[write_10(3 + round)]), [GOOD], "round {round}");
+    }
+    // What it has let go of is gone after a kill as well.
+    assert_eq!(holder.statuses(&[reserve_out(0, KEY, &none)]), [GOOD]);
+    gateway.kill();
+    gateway = scene.serve();
+    assert_eq!(other.statuses(&[write_10(9)]), [GOOD]);
+    gateway.settle();
+    gateway.stop();
+    let store = fs::read(scene.store()).unwrap();
+    assert_eq!(store[8 * 512], 9);
+    assert_same_image(&scene.restored("latest").0, &store);
+}
+
+#[test]
+fn of_two_hosts_that_compare_and_write_one_block_neither_loses_a_write() {
+    const TIMES: u64 = 400;
+    let scene = scene(16 * MIB);
+    let mut gateway = scene.serve();
+    gateway.settle();
+    let names = ["iqn.2020-02.org.example:a", "iqn.2020-02.org.example:b"];
+    let hosts = names.map(|name| {
+        let mut command = Host { scene: &scene, name }.command();
+        Running::start(command.args(["count", "40", &TIMES.to_string()]), Stdio::null())
+    });
+    let missed: u64 = hosts
+        .into_iter()
+        .map(|host| host.finish(Duration::from_secs(100)).ok().json()["missed"].as_u64().unwrap())
+        .sum();
+    assert!(missed > 0, "the hosts have not met");
+    gateway.settle();
+    gateway.stop();
+    let store = fs::read(scene.store()).unwrap();
+    assert_eq!(u64::from_le_bytes(store[40 * 512..][..8].try_into().unwrap()), 2 * TIMES, "{missed} were too late");
+    assert_same_image(&scene.restored("latest").0, &store);
 }

@@ -74,7 +74,7 @@ fn negotiated(address: &str) -> TcpStream {
 }
 
 /// Says all that the client has to say; then the server has to end the connection.
-fn assert_it_ends(name: &str, mut stream: TcpStream, bytes: &[u8]) {
+pub fn assert_it_ends(name: &str, mut stream: TcpStream, bytes: &[u8]) {
     // A server that has heard enough may close before all was said.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);

@@ -19,7 +19,6 @@ const KINDS: [Kind; 2] = [
         absent: &[
             (&[32], "credentials do not expire in any test's server"),
             (&[35], "nothing is reclaimed yet"),
-            (&[40, 43], "there is no iSCSI yet"),
             (&[42], "there is no TLS yet"),
             (&[44, 46], "there is no remote control and no update yet"),
             (&[45], "a policy is the bucket's; that none but creating puts is needed has a test of its own"),

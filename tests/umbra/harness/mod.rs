@@ -20,7 +20,7 @@ pub use disks::{Filesystem, NbdFuse};
 pub use gateway::{Gateway, INTERRUPTED, REMOTE_AWAY, STORE_CHANGED, Status};
 pub use process::{Finished, Memory, Running, run};
 pub use recorder::{Change, Keep, Recorder, Recording, copy_sparse};
-pub use remotes::{Azurite, Moto};
+pub use remotes::{Azurite, Moto, free_port};
 
 /// How much of what is endless a test does: little in CI, more where `UMBRA_LONG` is 1.
 pub fn extent(in_ci: u32, long: u32) -> u32 {

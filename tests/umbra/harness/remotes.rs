@@ -12,7 +12,7 @@ use super::{COMMAND_LIMIT, Running, Scene, python, run, tool};
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -110,6 +110,7 @@ fn with_chap_the_right_answer_is_let_in_and_gets_ours() {
 /// What an initiator answers to a challenge.
 type Answer = fn(u8, &[u8]) -> Vec<u8>;
 
+/// Fault test 43: a wrong secret, a wrong name, and our own challenge sent back.
 #[test]
 fn with_chap_nobody_else_is_let_in() {
     let (target, chap) = (target(), chap());
