@@ -14,8 +14,8 @@
 //! before anybody is told of a command that came after that.
 //!
 //! A new session has the initiator's name and ISID of the old one, and so takes its place (RFC 7143, 6.3.5, session
-//! reinstatement): the target has ended all tasks of the old session when it lets us in, so that what was lost can no
-//! more be done behind our back.
+//! reinstatement): the target ends all tasks of the old session, so that what was lost is done behind our back no more,
+//! once they have ended. Not every target waits for that before it lets us in; tgt does not.
 //!
 //! Not here: several connections to a session, error recovery levels above 0, discovery, reservations, and task
 //! management (a command that has no answer costs the session, which ends it).
