@@ -45,6 +45,7 @@ absent() {
     has_command prlimit || echo util-linux
     has_fio || echo fio
     { has_command iscsi-test-cu && has_command iscsi-inq && has_command iscsi-ls; } || echo libiscsi-bin
+    { has_sbin tgtd && has_sbin tgtadm; } || echo tgt
     has_qemu_iscsi || printf '%s\n' "qemu-utils/$codename" "qemu-block-extra/$codename"
     # With what it depends on: a preference for a newer one would hold those back.
     has_command qemu-system-x86_64 || printf '%s\n' qemu-system-{x86,common,data}/"$codename"
@@ -64,6 +65,10 @@ if [ ${#packages[@]} -gt 0 ]; then
     as_root apt-get update -q
     install=(env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends --allow-downgrades)
     as_root "${install[@]}" "${packages[@]}" || as_root "${install[@]}" "${packages[@]%%/*}"
+    # Its service has no targets and listens to everybody; the tests start their own.
+    if [[ " ${packages[*]} " == *" tgt "* ]] && [ -d /run/systemd/system ]; then
+        as_root systemctl disable --now tgt
+    fi
 fi
 
 mkdir -p "$tools"

@@ -16,7 +16,7 @@ use crate::oracle::holds_everything_acknowledged;
 use crate::trace::{Answer, Trace};
 
 #[track_caller]
-fn assert_held(scene: &Scene, trace: &Trace, round: u32) {
+pub fn assert_held(scene: &Scene, trace: &Trace, round: u32) {
     if let Err(lost) = holds_everything_acknowledged(trace, &fs::read(scene.store()).unwrap()) {
         panic!("after kill {round} the store is wrong: {lost}");
     }
@@ -26,7 +26,7 @@ fn assert_held(scene: &Scene, trace: &Trace, round: u32) {
 /// killed, `after` the one of the next gateway once it has settled. Bytes of the store that were read again, against the
 /// most that may be: what was hot, and what the load made hot between the look and the kill.
 #[track_caller]
-fn assert_reread_is_bounded(before: &Status, after: &Status) {
+pub fn assert_reread_is_bounded(before: &Status, after: &Status) {
     let bytes = |status: &Status, field: &str| status.0[field].as_u64().unwrap_or_else(|| panic!("{status:?}"));
     let (reread, most) = (bytes(after, "reread"), bytes(before, "hot") + 8 * MIB);
     assert!(reread <= most, "{reread} bytes were read again, at most {most} may be: {before:?} {after:?}");

@@ -190,7 +190,7 @@ fn a_secret_that_cannot_be_used_is_named_before_anything_is_served() {
 }
 
 /// The server of qemu in front of our target, so that clients of NBD drive the LUN: qemu's initiator comes back by itself.
-fn bridge(scene: &Scene) -> (Running, String) {
+pub fn bridge(scene: &Scene) -> (Running, String) {
     let socket = scene.path("bridge.sock");
     let mut command = Command::new("qemu-nbd");
     command.args(["--persistent", "--shared=8", "--format=raw", "--cache=none", "--export-name=lun", "--socket"]);

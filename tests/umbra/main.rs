@@ -13,6 +13,7 @@ mod filesystems;
 mod gateways;
 mod guest;
 mod iscsi;
+mod luns;
 mod malformed;
 mod outages;
 mod power;

@@ -165,6 +165,13 @@ impl<'s> Gateway<'s> {
         self.wait_until("settled", Duration::from_secs(60), Status::is_settled)
     }
 
+    /// Waits until it shadows again after a start, while clients go on.
+    #[track_caller]
+    pub fn settle_under_load(&mut self) -> Status {
+        let shadows = |status: &Status| status.state() == "shadowing" && status.newest() > 0;
+        self.wait_until("shadowing", Duration::from_secs(60), shadows)
+    }
+
     /// Waits until `count` more points than now are published.
     #[track_caller]
     pub fn wait_for_points(&mut self, count: u64) -> Status {

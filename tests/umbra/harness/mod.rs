@@ -1,5 +1,6 @@
 //! Runs the real binary in a folder of its own, and the clients and servers around it.
 
+mod arrays;
 mod clients;
 mod disks;
 mod gateway;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use arrays::{Array, OURS, Proof, THEIRS};
 pub use clients::{Fio, Latency, Load, Nbdkit, Stamper, program, python};
 pub use disks::{Filesystem, NbdFuse};
 pub use gateway::{Gateway, INTERRUPTED, REMOTE_AWAY, STORE_CHANGED, Status};
