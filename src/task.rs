@@ -19,3 +19,28 @@ pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'stat
     }
     tokio::task::spawn_blocking(call).await.map_err(|_| Died)
 }
+
+/// Polls to the end, without a runtime: for what is fuzzed. Whoever waits without having been woken would wait for ever,
+/// and panics.
+pub(crate) fn drive<T>(future: impl Future<Output = T>) -> T {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll, Wake, Waker};
+
+    struct Woken(AtomicBool);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let woken = Arc::new(Woken(AtomicBool::new(false)));
+    let waker = Waker::from(woken.clone());
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return value;
+        }
+        assert!(woken.0.swap(false, Ordering::SeqCst), "waits for what never comes");
+    }
+}

@@ -49,7 +49,6 @@ absent() {
     has_qemu_iscsi || printf '%s\n' "qemu-utils/$codename" "qemu-block-extra/$codename"
     # With what it depends on: a preference for a newer one would hold those back.
     has_command qemu-system-x86_64 || printf '%s\n' qemu-system-{x86,common,data}/"$codename"
-    { has_sbin tgtd && has_sbin tgtadm; } || echo tgt
     has_command node || echo nodejs
     has_command npm || echo npm
     has_venv || echo python3-venv

@@ -89,6 +89,24 @@ pub struct Abilities {
     pub multi_conn: bool,
 }
 
+impl Abilities {
+    /// Whether a disk that was found again can do all that this one can.
+    pub fn are_kept_by(&self, now: &Self) -> bool {
+        let promised = [
+            (self.flush, now.flush),
+            (self.fua, now.fua),
+            (self.trim, now.trim),
+            (self.write_zeroes, now.write_zeroes),
+            (self.fast_zeroes, now.fast_zeroes),
+            (self.cache, now.cache),
+            (self.extents, now.extents),
+            (self.multi_conn, now.multi_conn),
+            (!self.read_only, !now.read_only),
+        ];
+        promised.iter().all(|&(had, has)| has || !had)
+    }
+}
+
 /// How [`Disk::write_zeroes`] may go about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZeroMode {

@@ -3,12 +3,11 @@
 //! Neither a socket nor a runtime is needed: what the peer says lies in memory, and whoever waits although nothing
 //! will come is found at once.
 
-use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,6 +18,7 @@ use super::negotiation::{Agreed, negotiate};
 use super::session::{self, End, SessionError};
 use super::wire::{Chunk, InfoQuery, OptionHeader, OptionReply, Request, SimpleReply, command, option};
 use crate::disk::{Abilities, BlockSizes, Disk, Extent, Geometry, Identity, MemoryDisk, Pending, ZeroMode};
+use crate::task::drive;
 use crate::units::{KIB, MIB};
 
 pub(crate) use super::client::fuzzing::server;
@@ -109,25 +109,6 @@ fn exports(mode: u8) -> Exports {
         assert!(exports.add(export).is_ok());
     }
     exports
-}
-
-/// Polls to the end. Whoever waits without having been woken would wait for ever.
-pub(super) fn drive<T>(future: impl Future<Output = T>) -> T {
-    struct Woken(AtomicBool);
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-    let woken = Arc::new(Woken(AtomicBool::new(false)));
-    let waker = Waker::from(woken.clone());
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return value;
-        }
-        assert!(woken.0.swap(false, Ordering::SeqCst), "waits for what never comes");
-    }
 }
 
 /// A connection to a peer that says what was written down for it, and hangs up.

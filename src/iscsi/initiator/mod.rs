@@ -410,15 +410,7 @@ fn compare(name: &str, before: &Geometry, facts: &Facts) -> Result<(), Changed> 
         return Err(Changed::Shrunk { before: before.size, now: now.size });
     }
     let (had, has) = (before.abilities, now.abilities);
-    let kept = [
-        (had.flush, has.flush),
-        (had.fua, has.fua),
-        (had.trim, has.trim),
-        (had.write_zeroes, has.write_zeroes),
-        (had.extents, has.extents),
-        (!had.read_only, !has.read_only),
-    ];
-    if kept.iter().any(|&(had, has)| had && !has) {
+    if !had.are_kept_by(&has) {
         return Err(Changed::Abilities { before: Box::new(had), now: Box::new(has) });
     }
     Ok(())

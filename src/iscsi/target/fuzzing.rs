@@ -4,12 +4,10 @@
 //! come is found at once. An input is a byte of [`mode`], and PDUs. Digests are not in it, nor is the answer to a challenge,
 //! which differs each time: it is thirty-two zeroes there.
 
-use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
@@ -27,6 +25,7 @@ use crate::iscsi::pdu::{self, BHS, FINAL, LoginRequest, LogoutRequest, ScsiComma
 use crate::iscsi::text;
 use crate::net::Inbox;
 use crate::scsi::{InitiatorPort, Unit, UnitSettings};
+use crate::task::drive;
 use crate::units::{KIB, MIB};
 
 /// Bits of the first byte of an input. The two lowest say in what pieces the rest comes.
@@ -131,25 +130,6 @@ fn serve(target: &Arc<Target>, mode: u8, said: &[u8]) -> Option<End> {
     };
     assert!(end.is_none() || script.heard.is_whole(), "the last response is cut off");
     end
-}
-
-/// Polls to the end. Whoever waits without having been woken would wait for ever.
-fn drive<T>(future: impl Future<Output = T>) -> T {
-    struct Woken(AtomicBool);
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-    let woken = Arc::new(Woken(AtomicBool::new(false)));
-    let waker = Waker::from(woken.clone());
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return value;
-        }
-        assert!(woken.0.swap(false, Ordering::SeqCst), "waits for what never comes");
-    }
 }
 
 /// The bytes of the PDU that `said` begins with, without digests: of its header and of its data.

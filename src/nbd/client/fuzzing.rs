@@ -5,8 +5,9 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::disk::{Abilities, BlockSizes};
-use crate::nbd::fuzzing::{Script, drive};
+use crate::nbd::fuzzing::Script;
 use crate::nbd::uri::ServerAddress;
+use crate::task::drive;
 use crate::units::{KIB, MIB};
 
 /// Bits of the first byte of an input, besides those of [`Script`].

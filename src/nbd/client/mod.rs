@@ -248,18 +248,7 @@ fn compare(before: &Geometry, now: &Geometry) -> Result<(), Changed> {
         return Err(Changed::Size { before: before.size, now: now.size });
     }
     let (had, has) = (before.abilities, now.abilities);
-    let kept = [
-        (had.flush, has.flush),
-        (had.fua, has.fua),
-        (had.trim, has.trim),
-        (had.write_zeroes, has.write_zeroes),
-        (had.fast_zeroes, has.fast_zeroes),
-        (had.cache, has.cache),
-        (had.extents, has.extents),
-        (had.multi_conn, has.multi_conn),
-        (!had.read_only, !has.read_only),
-    ];
-    if kept.iter().any(|&(had, has)| had && !has) {
+    if !had.are_kept_by(&has) {
         return Err(Changed::Abilities { before: Box::new(had), now: Box::new(has) });
     }
     if now.block.minimum > before.block.minimum || now.block.maximum < before.block.maximum {
