@@ -57,12 +57,28 @@ pub(super) struct Connection<S> {
     pub status_sn: u32,
 }
 
-pub(super) async fn connect(options: &Options) -> Result<Connection<Stream>, ConnectError> {
+/// How a portal is reached.
+pub(crate) trait Dial: Send + Sync + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    fn dial(&self, host: &str, port: u16) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// Over the network.
+pub(super) struct Tcp;
+
+impl Dial for Tcp {
+    type Stream = Stream;
+    async fn dial(&self, host: &str, port: u16) -> io::Result<Stream> {
+        TcpStream::connect((host, port)).await.and_then(Stream::tcp)
+    }
+}
+
+pub(super) async fn connect<D: Dial>(dial: &D, options: &Options) -> Result<Connection<D::Stream>, ConnectError> {
     let (mut host, mut port) = (options.url.host.clone(), options.url.port);
     for _ in 0..=REDIRECTIONS_MAX {
         let attempt = async {
-            let socket = TcpStream::connect((host.as_str(), port)).await.map_err(ConnectError::Unreachable)?;
-            log_in(Stream::tcp(socket)?, options).await
+            let stream = dial.dial(&host, port).await.map_err(ConnectError::Unreachable)?;
+            log_in(stream, options).await
         };
         match timeout(CONNECT_MAX, attempt).await.unwrap_or(Err(ConnectError::TimedOut))? {
             LoggedIn::Session(connection) => return Ok(connection),

@@ -12,7 +12,7 @@
 
 mod transfer;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -223,7 +223,8 @@ struct Link<S> {
     command_sn_max: u32,
     status_sn: u32,
     task: u32,
-    in_flight: HashMap<u32, InFlight>,
+    /// In an order, so that what is lost together is told in one.
+    in_flight: BTreeMap<u32, InFlight>,
     /// Commands that the target can take, as far as is known, and how many were done since that was said.
     depth: usize,
     done_at_depth: usize,
@@ -258,7 +259,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             command_sn_max,
             status_sn,
             task: 0,
-            in_flight: HashMap::new(),
+            in_flight: BTreeMap::new(),
             depth: DEPTH_MAX,
             done_at_depth: 0,
             answers: 0,

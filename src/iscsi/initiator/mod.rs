@@ -10,8 +10,8 @@
 //! other retry: what was in flight when the session broke is answered as [`Lost`](DiskError::Lost).
 //!
 //! After a loss requests wait for the next session, for at most 30 s; then they are refused, having never been issued,
-//! until the target is back. [`Disk::incarnation`] has risen by then. It also rises when the unit says that it was reset,
-//! before anybody is told of a command that came after that.
+//! until the target is back. [`incarnation`](crate::disk::Disk::incarnation) has risen by then. It also rises when the
+//! unit says that it was reset, before anybody is told of a command that came after that.
 //!
 //! A new session has the initiator's name and ISID of the old one, and so takes its place (RFC 7143, 6.3.5, session
 //! reinstatement): the target ends all tasks of the old session, so that what was lost is done behind our back no more,
@@ -41,6 +41,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 pub use connect::ConnectError;
+pub(crate) use connect::Dial;
 pub use login::LoginError;
 pub use unit::UnitError;
 pub use url::{Url, UrlError};
@@ -49,7 +50,7 @@ use super::chap::Account;
 use crate::disk::{Abilities, DiskError, Errno, Geometry};
 use crate::net::Chain;
 use command::{Direct, Patience, Submit};
-use connect::connect;
+use connect::{Tcp, connect};
 use link::{Ended, Job, Watch};
 use unit::{Facts, inspect};
 
@@ -154,10 +155,21 @@ struct Session {
 impl IscsiDisk {
     /// Connects, once: whoever wants to wait for a target asks again.
     pub async fn open(options: Options) -> Result<Self, OpenError> {
-        Self::open_with(options, RECONNECT_MAX, Patience::USUAL).await
+        Self::open_with(Tcp, options, RECONNECT_MAX, Patience::USUAL).await
     }
 
-    async fn open_with(options: Options, reconnect_max: Duration, patience: Patience) -> Result<Self, OpenError> {
+    /// As [`Self::open`], but with connections of another kind.
+    #[cfg(test)]
+    pub(crate) async fn open_over(dial: impl Dial, options: Options) -> Result<Self, OpenError> {
+        Self::open_with(dial, options, RECONNECT_MAX, Patience::USUAL).await
+    }
+
+    async fn open_with(
+        dial: impl Dial,
+        options: Options,
+        reconnect_max: Duration,
+        patience: Patience,
+    ) -> Result<Self, OpenError> {
         if !url::is_name(&options.initiator) {
             return Err(OpenError::Initiator(options.initiator));
         }
@@ -168,12 +180,12 @@ impl IscsiDisk {
             return Err(OpenError::SameSecret);
         }
         let watch = Watch::default();
-        let Session { jobs, link, facts } = begin(&options, &watch, patience).await?;
+        let Session { jobs, link, facts } = begin(&dial, &options, &watch, patience).await?;
         // What a unit tells a new initiator is about the time before it.
         watch.incarnation.store(0, Ordering::SeqCst);
         watch.deferred_error.store(false, Ordering::SeqCst);
         let shared = Arc::new(Shared::new(options, facts, reconnect_max, patience, watch, Phase::Up(jobs)));
-        tokio::spawn(keep(shared.clone(), link));
+        tokio::spawn(keep(dial, shared.clone(), link));
         Ok(Self { shared })
     }
 }
@@ -185,9 +197,9 @@ impl Drop for IscsiDisk {
 }
 
 /// Logs in, and looks at the unit.
-async fn begin(options: &Options, watch: &Watch, patience: Patience) -> Result<Session, OpenError> {
+async fn begin(dial: &impl Dial, options: &Options, watch: &Watch, patience: Patience) -> Result<Session, OpenError> {
     let url = &options.url;
-    let connection = connect(options).await.map_err(|source| OpenError::Connect { url: url.clone(), source })?;
+    let connection = connect(dial, options).await.map_err(|source| OpenError::Connect { url: url.clone(), source })?;
     let (jobs, receiver) = mpsc::unbounded_channel();
     // Without senders it logs out by itself.
     let link = tokio::spawn(link::run(connection, lun_field(url.lun), receiver, watch.clone()));
@@ -205,7 +217,7 @@ fn lun_field(lun: u16) -> u64 {
 }
 
 /// Owns the session: sees it end, and begins another, until the disk is dropped.
-async fn keep(shared: Arc<Shared>, mut link: JoinHandle<Ended>) {
+async fn keep(dial: impl Dial, shared: Arc<Shared>, mut link: JoinHandle<Ended>) {
     let url = &shared.options.url;
     loop {
         let ended = tokio::select! {
@@ -236,7 +248,7 @@ async fn keep(shared: Arc<Shared>, mut link: JoinHandle<Ended>) {
         shared.wait(unsent);
         let Session { jobs, link: next, facts } = tokio::select! {
             () = shared.dropped.notified() => return shared.refuse(),
-            session = reconnect(&shared) => session,
+            session = reconnect(&dial, &shared) => session,
         };
         if let Err(changed) = shared.adopt(facts) {
             tracing::error!(%url, error = %changed, "another disk came back; it is not used before a restart");
@@ -265,12 +277,12 @@ async fn leave(shared: &Shared, mut link: JoinHandle<Ended>) {
 }
 
 /// Tries until it succeeds; whoever waits is refused when patience ends.
-async fn reconnect(shared: &Shared) -> Session {
+async fn reconnect(dial: &impl Dial, shared: &Shared) -> Session {
     let url = &shared.options.url;
     let attempts = async {
         let mut pause = RECONNECT_PAUSE_FIRST;
         loop {
-            match begin(&shared.options, &shared.watch, shared.patience).await {
+            match begin(dial, &shared.options, &shared.watch, shared.patience).await {
                 Ok(session) => return session,
                 Err(error) => tracing::debug!(%url, error = %Chain(&error), "still away"),
             }

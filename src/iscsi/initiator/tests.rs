@@ -244,7 +244,7 @@ async fn requests_are_refused_when_the_target_stays_away_until_it_is_back() {
     let server = serve(Arc::new(MemoryDisk::new(MIB)), None).await;
     let wire = wire(server.address).await;
     let patience = Duration::from_millis(200);
-    let disk = IscsiDisk::open_with(options(wire.address, None), patience, Patience::USUAL).await.unwrap();
+    let disk = IscsiDisk::open_with(Tcp, options(wire.address, None), patience, Patience::USUAL).await.unwrap();
     let nowhere = { TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap() };
     wire.to.send_replace(nowhere);
     wire.cut.send_modify(|cuts| *cuts += 1);
