@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::clients::Access;
 use super::ground;
 use super::world::{self, Trouble};
 use crate::failpoint::{self, Safeguard};
@@ -47,7 +48,7 @@ fn each_safeguard_that_is_taken_away_is_missed() {
         let _unsampled = about.map(|_| failpoint::without(Safeguard::SampleAtOpen));
         let begun = Instant::now();
         let noticed = seeds.clone().take_while(|_| begun.elapsed() < TIME_MAX).find_map(|seed| {
-            let broken = world::run_about(seed, *about, false).broken;
+            let broken = world::run(seed, *about, Access::Directly, false).broken;
             broken.into_iter().next().map(|what| (seed, what))
         });
         match noticed {
@@ -72,7 +73,7 @@ fn seeds_of_worlds_that_miss_a_safeguard() {
         let _unsampled = about.map(|_| failpoint::without(Safeguard::SampleAtOpen));
         let noticed = (first..first + worlds).filter_map(|seed| {
             let begun = Instant::now();
-            let what = world::run_about(seed, *about, false).broken.into_iter().find(tells)?;
+            let what = world::run(seed, *about, Access::Directly, false).broken.into_iter().find(tells)?;
             Some((seed, begun.elapsed(), what))
         });
         // A few to choose the fastest from.

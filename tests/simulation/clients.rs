@@ -12,7 +12,7 @@ use super::ground::{Ground, below, broken, lock, millis, note, once_in};
 use super::store::{Kind, Store};
 use crate::disk::{Disk, DiskError, Errno, ZeroMode};
 use crate::units::{KIB, SECTOR, Span};
-use crate::volume::{MARK_MAX, MarksFail, Volume};
+use crate::volume::{MARK_MAX, MarksFail};
 
 /// The most that a request takes here: the store's own time, that of a few before it on the same range, and the bound
 /// of a flush that waits for the log.
@@ -26,6 +26,7 @@ pub struct Clients {
     marks_fail: MarksFail,
     /// So many at once.
     count: u64,
+    access: Access,
     next: Arc<AtomicU64>,
     shared: Arc<Mutex<Shared>>,
 }
@@ -42,6 +43,14 @@ struct Shared {
     sequence: u64,
 }
 
+/// How clients reach the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Directly,
+    /// Through a session of iSCSI, which loses its connection.
+    ThroughSession,
+}
+
 /// What a client does.
 #[derive(Clone, Copy)]
 pub struct Habit {
@@ -55,8 +64,8 @@ pub struct Habit {
 }
 
 impl Clients {
-    pub fn new(ground: Ground, store: Store, marks_fail: MarksFail, count: u64) -> Self {
-        Self { ground, store, marks_fail, count, next: Arc::default(), shared: Arc::default() }
+    pub fn new(ground: Ground, store: Store, marks_fail: MarksFail, count: u64, access: Access) -> Self {
+        Self { ground, store, marks_fail, count, access, next: Arc::default(), shared: Arc::default() }
     }
 
     /// The newest sequence that a client has an answer to.
@@ -72,15 +81,15 @@ impl Clients {
         shared.losses += 1;
     }
 
-    pub async fn run(self, volume: Volume, habit: Habit) {
+    pub async fn run(self, disk: Arc<dyn Disk>, habit: Habit) {
         for _ in 0..habit.operations {
             if once_in(3) {
                 tokio::time::sleep(millis(if once_in(10) { 900 } else { 60 })).await;
             }
-            self.step(&volume, habit).await;
+            self.step(&*disk, habit).await;
             if habit.rest > 0 && once_in(3) {
                 if once_in(2) {
-                    self.operate(&volume, Kind::Flush, Span::new(0, 0), false).await;
+                    self.operate(&*disk, Kind::Flush, Span::new(0, 0), false).await;
                 }
                 let pause = habit.rest - self.ground.now() % habit.rest;
                 tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -89,20 +98,24 @@ impl Clients {
     }
 
     /// One operation of any kind.
-    pub async fn step(&self, volume: &Volume, habit: Habit) {
-        let span = range(volume.size(), habit);
+    pub async fn step(&self, disk: &dyn Disk, habit: Habit) {
+        let size = disk.geometry().size;
+        let span = range(size, habit);
         let fua = once_in(8);
         let (kind, span) = match below(16) {
-            0 => (Kind::Trim, wide(span, volume.size())),
-            1 => (Kind::Zeroes, wide(span, volume.size())),
+            0 => (Kind::Trim, wide(span, size)),
+            1 => (Kind::Zeroes, wide(span, size)),
             2 => (Kind::Flush, Span::new(0, 0)),
             3 => (Kind::Read, span),
             _ => (Kind::Write, span),
         };
-        self.operate(volume, kind, span, fua).await;
+        self.operate(disk, kind, span, fua).await;
     }
 
-    async fn operate(&self, volume: &Volume, kind: Kind, span: Span, fua: bool) {
+    async fn operate(&self, disk: &dyn Disk, kind: Kind, span: Span, fua: bool) {
+        // A flush of its own, which the store answers beside it.
+        let fua = fua && (self.access == Access::Directly || kind == Kind::Write);
+        let incarnation = disk.incarnation();
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let begun = Instant::now();
         note!(self.ground, "client: {id} {kind:?} {span}");
@@ -112,11 +125,11 @@ impl Clients {
         };
         let mut content = Bytes::new();
         let answer = match kind {
-            Kind::Trim => volume.trim(span.start, span.len(), fua).await,
-            Kind::Zeroes => volume.write_zeroes(span.start, span.len(), ZeroMode::default(), fua).await,
-            Kind::Flush => volume.flush().await,
-            Kind::Write => volume.write(span.start, stamped(id, span), fua).await,
-            Kind::Read => volume.read(span.start, span.len() as u32).await.map(|read| content = read),
+            Kind::Trim => disk.trim(span.start, span.len(), fua).await,
+            Kind::Zeroes => disk.write_zeroes(span.start, span.len(), ZeroMode::default(), fua).await,
+            Kind::Flush => disk.flush().await,
+            Kind::Write => disk.write(span.start, stamped(id, span), fua).await,
+            Kind::Read => disk.read(span.start, span.len() as u32).await.map(|read| content = read),
         };
         let took = begun.elapsed();
         note!(self.ground, "client: {id} answered {answer:?}");
@@ -127,10 +140,24 @@ impl Clients {
         if refuses && refused && took >= MARK_MAX && took <= wait_max {
             return;
         }
-        if took > wait_max {
+        if self.access == Access::ThroughSession {
+            if matches!(answer, Err(DiskError::Lost | DiskError::Refused(Errno::ESHUTDOWN))) {
+                return;
+            }
+            // Else it waited for the next session.
+            let same = disk.incarnation() == incarnation;
+            if took > wait_max && same {
+                broken!(self.ground, "T1", "operation {id} ({kind:?} {span}) waited for {took:?} in one session");
+            }
+        } else if took > wait_max {
             broken!(self.ground, "T1", "operation {id} ({kind:?} {span}) waited for {took:?}");
         }
-        let Some(effect) = self.store.claim(kind, span, answer, &content) else {
+        let mut claimed = self.store.claim(kind, span, answer, &content);
+        if claimed.is_none() && self.access == Access::ThroughSession && kind == Kind::Zeroes {
+            // Zeroes that may be unmapped are trimmed where that leaves zeroes.
+            claimed = self.store.claim(Kind::Trim, span, answer, &content);
+        }
+        let Some(effect) = claimed else {
             broken!(
                 self.ground,
                 "T1",

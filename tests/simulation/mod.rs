@@ -24,26 +24,28 @@ mod medium;
 mod oracle;
 mod pages;
 mod restored;
+mod session;
 mod store;
 mod world;
 
 use std::time::Instant;
 
+use clients::Access;
 use world::Trouble;
 
 /// Worlds of each of the four tests below that run side by side.
 const WORLDS: u64 = 350;
 
 /// Lives through these worlds, and through those that break a promise again, with words.
-fn hold(seeds: impl Iterator<Item = u64>, about: Option<Trouble>) -> (u64, usize, Vec<u64>) {
+fn hold(seeds: impl Iterator<Item = u64>, about: Option<Trouble>, access: Access) -> (u64, usize, Vec<u64>) {
     let (mut worlds, mut points, mut failing) = (0, 0, Vec::new());
     for seed in seeds {
-        let outcome = world::run_about(seed, about, false);
+        let outcome = world::run(seed, about, access, false);
         worlds += 1;
         points += outcome.points;
         if !outcome.broken.is_empty() {
             if failing.is_empty() {
-                show(seed, about, 400);
+                show(seed, about, access, 400);
             } else {
                 println!("world {seed}: {}", outcome.broken.join("; "));
             }
@@ -54,8 +56,8 @@ fn hold(seeds: impl Iterator<Item = u64>, about: Option<Trouble>) -> (u64, usize
 }
 
 /// Tells a world's last calls before it broke a promise, and which; true if it broke none.
-fn show(seed: u64, about: Option<Trouble>, calls: usize) -> bool {
-    let outcome = world::run_about(seed, about, true);
+fn show(seed: u64, about: Option<Trouble>, access: Access, calls: usize) -> bool {
+    let outcome = world::run(seed, about, access, true);
     let before = outcome.tail.len().saturating_sub(calls);
     let told = if outcome.broken.is_empty() { &[] } else { &outcome.tail[before..] };
     told.iter().for_each(|call| println!("{call}"));
@@ -63,21 +65,23 @@ fn show(seed: u64, about: Option<Trouble>, calls: usize) -> bool {
     outcome.broken.iter().for_each(|broken| println!("  {broken}"));
     if !outcome.broken.is_empty() {
         let about = about.map_or(String::new(), |trouble| format!("SIMULATE_ABOUT={trouble:?} "));
-        println!("replay it: {about}tests/simulate 1 {seed}");
+        let through = if access == Access::ThroughSession { "SIMULATE_THROUGH=iscsi " } else { "" };
+        println!("replay it: {about}{through}tests/simulate 1 {seed}");
     }
     outcome.broken.is_empty()
 }
 
-fn assert_held(seeds: impl Iterator<Item = u64>) {
-    let (worlds, points, failing) = hold(seeds, None);
+fn assert_held(seeds: impl Iterator<Item = u64>, access: Access) {
+    let (worlds, points, failing) = hold(seeds, None, access);
     assert!(failing.is_empty(), "worlds {failing:?} of {worlds} break a promise; the first is told above");
     assert!(points > worlds as usize, "{points} points in {worlds} worlds prove little");
 }
 
 #[test]
 fn a_seed_replays_its_world_call_by_call() {
-    for seed in 1_000_000..1_000_012 {
-        let (first, second) = (world::run(seed, true), world::run(seed, true));
+    let direct = (1_000_000..1_000_012).map(|seed| (seed, Access::Directly));
+    for (seed, access) in direct.chain((1_000_000..1_000_006).map(|seed| (seed, Access::ThroughSession))) {
+        let (first, second) = (world::run(seed, None, access, true), world::run(seed, None, access, true));
         let differs = first.tail.iter().zip(&second.tail).find(|(first, second)| first != second);
         assert_eq!(differs, None, "world {seed}");
         assert_eq!((first.hash, first.calls), (second.hash, second.calls), "world {seed}");
@@ -86,22 +90,27 @@ fn a_seed_replays_its_world_call_by_call() {
 
 #[test]
 fn every_promise_holds_in_the_first_quarter_of_worlds() {
-    assert_held(0..WORLDS);
+    assert_held(0..WORLDS, Access::Directly);
 }
 
 #[test]
 fn every_promise_holds_in_the_second_quarter_of_worlds() {
-    assert_held(WORLDS..2 * WORLDS);
+    assert_held(WORLDS..2 * WORLDS, Access::Directly);
 }
 
 #[test]
 fn every_promise_holds_in_the_third_quarter_of_worlds() {
-    assert_held(2 * WORLDS..3 * WORLDS);
+    assert_held(2 * WORLDS..3 * WORLDS, Access::Directly);
 }
 
 #[test]
 fn every_promise_holds_in_the_last_quarter_of_worlds() {
-    assert_held(3 * WORLDS..4 * WORLDS);
+    assert_held(3 * WORLDS..4 * WORLDS, Access::Directly);
+}
+
+#[test]
+fn every_promise_holds_through_sessions_of_iscsi_that_break() {
+    assert_held(0..WORLDS, Access::ThroughSession);
 }
 
 /// How many worlds, and from which seed on.
@@ -120,19 +129,30 @@ fn wanted_trouble() -> Option<Trouble> {
     Some(found.unwrap_or_else(|| panic!("SIMULATE_ABOUT={name}: one of {:?}", world::TROUBLES)))
 }
 
+/// How clients reach the volume in all worlds; directly, if nothing is said.
+fn wanted_access() -> Access {
+    match std::env::var("SIMULATE_THROUGH").as_deref() {
+        Err(_) => Access::Directly,
+        Ok("iscsi") => Access::ThroughSession,
+        Ok(other) => panic!("SIMULATE_THROUGH={other}: iscsi, or nothing"),
+    }
+}
+
 /// For `tests/simulate`: as many worlds as it says, from the seed that it says.
 #[test]
 #[ignore = "as long as wanted; tests/simulate runs it"]
 fn every_promise_holds_in_as_many_worlds_as_wanted() {
-    let ((worlds, first), about) = (wanted_worlds(), wanted_trouble());
+    let ((worlds, first), about, access) = (wanted_worlds(), wanted_trouble(), wanted_access());
     if worlds == 1 {
-        return assert!(show(first, about, usize::MAX), "world {first} breaks a promise");
+        return assert!(show(first, about, access, usize::MAX), "world {first} breaks a promise");
     }
     let begun = Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
     let ran = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads)
-            .map(|thread| scope.spawn(move || hold((first + thread..first + worlds).step_by(threads as usize), about)))
+            .map(|thread| {
+                scope.spawn(move || hold((first + thread..first + worlds).step_by(threads as usize), about, access))
+            })
             .collect();
         running.into_iter().map(|running| running.join().expect("worlds catch their panics")).collect::<Vec<_>>()
     });

@@ -9,10 +9,11 @@ use tokio::task::JoinSet;
 
 use super::boot::{Devices, Gateway, Kept, Settings};
 use super::bucket::Bucket;
-use super::clients::{Clients, Habit};
+use super::clients::{Access, Clients, Habit};
 use super::ground::{self, Ground, below, broken, millis, note, once_in};
 use super::log_device::LogDevice;
 use super::oracle::Oracle;
+use super::session::Network;
 use super::store::Store;
 use crate::chain::ChainWriter;
 use crate::disk::{Abilities, BlockSizes, Disk, Geometry};
@@ -45,17 +46,13 @@ enum Shape {
     Cooling,
 }
 
-/// Lives through the world of this seed; `remember` keeps its last calls in words.
-pub fn run(seed: u64, remember: bool) -> Outcome {
-    run_about(seed, None, remember)
-}
-
-/// As [`run`], but where one is named, regions cool and nothing else than that goes wrong.
-pub fn run_about(seed: u64, trouble: Option<Trouble>, remember: bool) -> Outcome {
+/// Lives through the world of this seed; `remember` keeps its last calls in words. Where a trouble is named, regions cool
+/// and nothing else than that goes wrong.
+pub fn run(seed: u64, trouble: Option<Trouble>, access: Access, remember: bool) -> Outcome {
     let _seeded = seeded::with(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
     ground::panics();
     let ground = Ground::new(remember);
-    let lived = std::panic::catch_unwind(AssertUnwindSafe(|| World::new(ground.clone(), trouble).live()));
+    let lived = std::panic::catch_unwind(AssertUnwindSafe(|| World::new(ground.clone(), trouble, access).live()));
     let panics = ground::panics();
     if panics > 0 {
         broken!(ground, "panic", "{panics} times");
@@ -122,13 +119,16 @@ struct World {
     keep_one_in: u64,
     /// Between its lives sectors of log and marks rot.
     rots: bool,
+    access: Access,
 }
 
 impl World {
-    fn new(ground: Ground, about: Option<Trouble>) -> Self {
+    fn new(ground: Ground, about: Option<Trouble>, access: Access) -> Self {
         let shape = if about.is_some() || once_in(4) { Shape::Cooling } else { Shape::Busy };
         let cooling = shape == Shape::Cooling;
-        let ragged = once_in(3);
+        let through_session = access == Access::ThroughSession;
+        // Blocks are whole there.
+        let ragged = once_in(3) && !through_session;
         let size = match below(8) {
             // One region does as well as several.
             2.. if cooling => 8 * KIB + below(40 * KIB),
@@ -177,7 +177,8 @@ impl World {
             generation: Duration::from_millis(100 + below(if cooling { 200 } else { 1500 })),
             quarantine: once_in(3).then_some(Duration::from_millis(4000)),
             hot_max: if cooling { 0 } else { below(4) },
-            marks_fail: if once_in(4) { MarksFail::Refuse } else { MarksFail::Forward },
+            // What is refused so is refused there, too, but not by the same name.
+            marks_fail: if once_in(4) && !through_session { MarksFail::Refuse } else { MarksFail::Forward },
         };
         let devices = Devices::new(ground.clone(), store.clone(), log, bucket, settings);
         let odds = |trouble| if cooling { if COOLING_TROUBLES.contains(&trouble) { 2 } else { 8 } } else { 4 };
@@ -193,7 +194,7 @@ impl World {
         let (operations, count) = (10 + below(if cooling { 30 } else { 60 }), 1 + below(if cooling { 2 } else { 6 }));
         note!(ground, "world: {shape:?}, {size} bytes, {settings:?}, {troubles:?}, {count} clients");
         Self {
-            clients: Clients::new(ground.clone(), store, settings.marks_fail, count),
+            clients: Clients::new(ground.clone(), store, settings.marks_fail, count, access),
             oracle: Oracle::new(size),
             devices: Arc::new(devices),
             ground,
@@ -203,6 +204,7 @@ impl World {
             count,
             keep_one_in: 1 + below(4),
             rots: once_in(4),
+            access,
         }
     }
 
@@ -276,8 +278,15 @@ impl World {
         // Behind a clean stop the log begins anew; what it had before may go.
         let before = kept.left.map_or(LogIndex(0), |_| gateway.volume.log().appended());
         let mut clients = JoinSet::new();
+        let (disk, breaking): (Arc<dyn Disk>, _) = match self.access {
+            Access::Directly => (Arc::new(gateway.volume.clone()), None),
+            Access::ThroughSession => {
+                let network = Network::new(self.ground.clone(), gateway.volume.clone());
+                (network.open().await, Some(tokio::spawn(network.breaks())))
+            }
+        };
         for _ in 0..self.count {
-            clients.spawn(self.clients.clone().run(gateway.volume.clone(), self.habit));
+            clients.spawn(self.clients.clone().run(disk.clone(), self.habit));
         }
         let watching = tokio::spawn(watch(devices.clone(), self.clients.clone(), gateway.volume.clone()));
         let cooling = self.shape == Shape::Cooling;
@@ -297,6 +306,7 @@ impl World {
             let _ = tokio::time::timeout(lasts, living).await;
         }
         watching.abort();
+        breaking.inspect(|breaking| breaking.abort());
         let progress = *gateway.volume.log().watch().borrow();
         let sound = progress.era == 0 && !progress.failed && progress.synced > before;
         let synced = sound.then_some(progress.synced);

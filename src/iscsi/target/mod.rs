@@ -42,4 +42,12 @@ impl Target {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Serves an initiator on a stream that is no socket, until its connection ends.
+    #[cfg(test)]
+    pub(crate) async fn serve(self: Arc<Self>, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
+        let targets = discovery::Targets { all: [self].into(), portal: String::new() };
+        let (_goes_on, stop) = tokio::sync::watch::channel(false);
+        server::converse(stream, &targets, None, None, stop).await;
+    }
 }
