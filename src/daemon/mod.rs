@@ -495,6 +495,13 @@ async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) 
         error!(volume = name, "the marks cannot be written; what they call hot is read again");
         return false;
     }
+    if running.volume.is_suspect() {
+        info!(
+            volume = name,
+            "the store was lost a short while ago; what is hot will be read again, in case it still writes"
+        );
+        return true;
+    }
     let clean = Clean { entry: left.entry, store: running.store.identity() };
     match state.change_volume(name, |kept| kept.clean = Some(clean)) {
         Ok(()) => true,

@@ -305,7 +305,8 @@ impl Gateway {
             self.volume.flush().await.unwrap();
             assert!(self.volume.settle_marks().await);
         }
-        left
+        // As the daemon: such a stop is not marked as clean.
+        left.filter(|_| !self.volume.is_suspect())
     }
 
     /// Until it has published a point since it started.

@@ -339,6 +339,12 @@ impl Volume {
         !self.has_come_back() && !doubted && self.state().logs() && self.is_quiet() && self.is_published()
     }
 
+    /// Whether an old connection may still carry out what was lost with it. A stop before that is over is not a clean one,
+    /// whatever is published: the next start is to read again what is hot, and once more when it is over.
+    pub fn is_suspect(&self) -> bool {
+        self.0.suspect_until.lock().is_some()
+    }
+
     fn is_published(&self) -> bool {
         self.0.admission.lock().is_published(&self.0.log)
     }

@@ -213,6 +213,6 @@ impl Gateway {
         let left = tokio::time::timeout(Duration::from_secs(120), self.publisher).await.ok()?.ok()??;
         // As the daemon does: the mark of a clean stop comes after the store's flush.
         let settled = self.volume.is_settled() && store.flush().await.is_ok() && self.volume.is_settled();
-        (settled && self.volume.settle_marks().await).then_some(left)
+        (settled && self.volume.settle_marks().await && !self.volume.is_suspect()).then_some(left)
     }
 }

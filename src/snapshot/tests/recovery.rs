@@ -129,6 +129,32 @@ async fn a_write_that_an_old_connection_still_carries_out_is_found_when_it_can_d
     gateway.die().await;
 }
 
+/// Counterexample 10, when the gateway is stopped in between, with everything published.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_before_an_old_connection_is_over_leaves_what_it_may_still_write_to_the_next_start() {
+    let mut world = World::new(SIZE);
+    world.settings.quarantine = Some(QUARANTINE);
+    let gateway = world.start().await;
+    gateway.volume.write(9 * MIB, SplitMix64(1).bytes(4096), false).await.unwrap();
+    gateway.settled().await;
+    gateway.until_cold().await;
+
+    let gate = Gate::new();
+    world.store.inject(Fault::lost_until(Kind::Write, &gate).at(Span::at(9 * MIB, 4096)).once());
+    assert_eq!(gateway.volume.write(9 * MIB, SplitMix64(2).bytes(4096), false).await, Err(DiskError::Lost));
+    world.store.come_back();
+    gateway.settled().await;
+    let gateway = match gateway.leave().await {
+        Some(left) => world.start_expecting(Some(left.entry)).await,
+        None => world.start().await,
+    };
+    gateway.settled().await;
+    world.assert_current().await;
+    gate.open();
+    world.until_current().await;
+    gateway.die().await;
+}
+
 /// Counterexample 10, for the gateway's own end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_a_dead_gateway_left_with_the_store_is_found_when_it_can_come_no_more() {
