@@ -9,6 +9,8 @@
 //!  oracle: reads the chain as anyone could, and knows what the store was after every operation
 //! ```
 //!
+//! In some worlds the arrow from clients to volume is a session of iSCSI, both sides of it ours, whose connections break.
+//!
 //! `tests/simulate` runs as many worlds as wanted, and replays one. What is not simulated: the kernel, sockets, more
 //! than one volume, real time.
 

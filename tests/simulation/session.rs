@@ -4,18 +4,21 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
-use super::ground::{Ground, below, lock, note};
+use super::ground::{Ground, below, lock, note, once_in};
 use crate::disk::Disk;
 use crate::iscsi::initiator::{Dial, IscsiDisk, Options};
 use crate::iscsi::target::Target;
 use crate::scsi::{Unit, UnitSettings};
 use crate::units::KIB;
 use crate::volume::Volume;
+
+/// Of what the initiator sends: a login and its look at the unit are some fifteen.
+const BREAKS_ONCE_IN: u64 = 60;
 
 const TARGET: &str = "iqn.2026-11.example:disk0";
 
@@ -59,10 +62,10 @@ impl Network {
         }
     }
 
-    /// Breaks the connection now and then, for ever.
+    /// Breaks the connection now and then, for ever, whatever is under way on it.
     pub async fn breaks(self) {
         loop {
-            tokio::time::sleep(Duration::from_millis(50 + below(4000))).await;
+            tokio::time::sleep(Duration::from_millis(50 + below(10_000))).await;
             note!(self.ground, "session: cut");
             lock(&self.cut).cut();
         }
@@ -121,7 +124,12 @@ impl AsyncRead for Line {
 impl AsyncWrite for Line {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.cut.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
+        // What was written arrives; its answer does not.
+        if once_in(BREAKS_ONCE_IN) {
+            self.cut.cut();
+        }
+        Poll::Ready(written)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)
