@@ -83,7 +83,9 @@ fn a_blank_disk_in_place_of_one_that_died_is_not_published_until_it_is_adopted()
         "the server is away; requests are refused",
         "the store was lost; what it may have forgotten will be compared",
         "disconnected: the disk lost its store",
+        // Whether the write was admitted before the loss was noticed.
         "not everything was published; what is hot will be read again",
+        "the store failed its last flush; what is hot will be read again",
     ]);
     drop(bare);
     // Its client is told what the bare disk would tell.
