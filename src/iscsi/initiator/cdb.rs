@@ -12,6 +12,8 @@ const EVPD: u8 = 0x01;
 
 const SERVICE_ACTION_IN: u8 = 0x9E;
 pub const WRITE_SAME_16: u8 = 0x93;
+pub const SYNCHRONIZE_CACHE_10: u8 = 0x35;
+pub const SYNCHRONIZE_CACHE_16: u8 = 0x91;
 
 /// A command's operation code, and the rest of it by position.
 fn cdb(head: &[u8], fields: &[(usize, &[u8])]) -> Cdb {
@@ -89,7 +91,7 @@ pub fn write(form: Form, lba: u64, count: u32, fua: bool) -> Cdb {
 
 /// Of the whole medium, and answered when it is done.
 pub fn synchronize_cache(form: Form) -> Cdb {
-    blocks(form, 0x35, 0x91, 0, 0, 0)
+    blocks(form, SYNCHRONIZE_CACHE_10, SYNCHRONIZE_CACHE_16, 0, 0, 0)
 }
 
 /// `count` must not be 0, which is all blocks up to the end.

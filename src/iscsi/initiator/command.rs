@@ -1,8 +1,8 @@
 //! One command until it has its outcome: what its status means, and whether it is sent again.
 //!
 //! Sent again is only what the unit says it has not done (BUSY, TASK SET FULL, unit attentions, deferred errors, a unit
-//! that is becoming ready), and what can be done twice (a read, a flush). A change whose outcome is unknown is lost: the
-//! unit may have done it, or part of it.
+//! that is becoming ready), and what can be done twice (a read, a flush). What it does not do for too long is refused. A
+//! change whose outcome is unknown is lost: the unit may have done it, or part of it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
 use super::cdb::Cdb;
-use super::link::{Completion, Job, Residual, Transfer};
+use super::link::{Completion, Job, LOGICAL_UNIT_NOT_SUPPORTED, Residual, Transfer};
 use crate::disk::{DiskError, Errno};
 use crate::scsi::{Key, Received, Status};
 
@@ -88,8 +88,7 @@ pub enum Failure {
 }
 
 /// Additional sense codes (SPC-4, annex F).
-pub(super) const INVALID_COMMAND_OPERATION_CODE: u16 = 0x2000;
-const INVALID_FIELD_IN_CDB: u16 = 0x2400;
+const INVALID_COMMAND_OPERATION_CODE: u16 = 0x2000;
 const SPACE_ALLOCATION_FAILED: u16 = 0x2707;
 /// LOGICAL UNIT IS IN PROCESS OF BECOMING READY, … ASYMMETRIC ACCESS STATE TRANSITION, … SPACE ALLOCATION IN PROGRESS.
 const BECOMING_READY: [u16; 3] = [0x0401, 0x040A, 0x0414];
@@ -99,8 +98,11 @@ impl Failure {
     pub fn to_disk(self) -> DiskError {
         match self {
             Self::Disk(error) => error,
-            // EBADE is what Linux says of a reservation conflict; no protocol of ours knows it, so that all of them say EIO.
-            Self::Busy | Self::ReservationConflict | Self::Status => DiskError::Io(Errno::EIO),
+            // It was never done, however often it was sent: a change left nothing behind, and a flush has not failed. EBADE
+            // is what Linux says of a reservation conflict; no protocol of ours knows it, so that all of them say EIO.
+            Self::Busy | Self::ReservationConflict => DiskError::Refused(Errno::EIO),
+            Self::Sense(sense) if was_not_done(sense) => DiskError::Refused(Errno::EIO),
+            Self::Status => DiskError::Io(Errno::EIO),
             Self::Sense(sense) => DiskError::Io(match sense.code {
                 SPACE_ALLOCATION_FAILED => Errno::ENOSPC,
                 _ if sense.is(Key::DataProtect) => Errno::EPERM,
@@ -111,10 +113,19 @@ impl Failure {
         }
     }
 
-    /// The unit does not know the command, or not in this form.
+    /// The unit does not know the command, or not in this form; not, that there is no unit.
     pub fn is_unsupported(self) -> bool {
-        let codes = [INVALID_COMMAND_OPERATION_CODE, INVALID_FIELD_IN_CDB];
-        matches!(self, Self::Sense(sense) if sense.is(Key::IllegalRequest) && codes.contains(&sense.code))
+        matches!(self, Self::Sense(sense) if sense.is(Key::IllegalRequest) && sense.code != LOGICAL_UNIT_NOT_SUPPORTED)
+    }
+
+    /// The unit does not know the operation code.
+    pub fn is_unknown(self) -> bool {
+        let code = INVALID_COMMAND_OPERATION_CODE;
+        matches!(self, Self::Sense(sense) if sense.is(Key::IllegalRequest) && sense.code == code)
+    }
+
+    pub fn is(self, key: Key) -> bool {
+        matches!(self, Self::Sense(sense) if !sense.deferred && sense.is(key))
     }
 }
 
@@ -143,16 +154,26 @@ fn judge(completion: &Completion, effect: Effect) -> Verdict {
 
 fn of_sense(sense: Received, effect: Effect) -> Verdict {
     match sense {
-        // SPC-4, 4.5.7: the command that it came with was not done.
-        Received { deferred: true, .. } => Verdict::Again,
-        _ if sense.is(Key::UnitAttention) => Verdict::Again,
+        _ if is_becoming_ready(sense) => Verdict::Later,
+        _ if was_not_done(sense) => Verdict::Again,
         _ if sense.is(Key::NoSense) || sense.is(Key::RecoveredError) => Verdict::Done,
-        _ if sense.is(Key::NotReady) && BECOMING_READY.contains(&sense.code) => Verdict::Later,
-        _ if sense.is(Key::AbortedCommand) => aborted(effect),
+        // The unit has ended it itself: of a change it may have made a part, and goes on with none.
+        _ if sense.is(Key::AbortedCommand) && effect == Effect::Repeatable => Verdict::Again,
         _ => Verdict::Failed(Failure::Sense(sense)),
     }
 }
 
+fn is_becoming_ready(sense: Received) -> bool {
+    !sense.deferred && sense.is(Key::NotReady) && BECOMING_READY.contains(&sense.code)
+}
+
+/// The command that the sense data came with was not done; a deferred error is about another (SPC-4, 4.5.7).
+fn was_not_done(sense: Received) -> bool {
+    sense.deferred || sense.is(Key::UnitAttention) || is_becoming_ready(sense)
+}
+
+/// Another initiator ended it, whose doing says nothing of how far it had come or whether all of it has stopped (SAM-5,
+/// 5.3.1).
 fn aborted(effect: Effect) -> Verdict {
     match effect {
         Effect::Repeatable => Verdict::Again,
@@ -259,7 +280,17 @@ mod tests {
         ] {
             assert_eq!(errno(key, code), DiskError::Io(expected), "{key:?} {code:#06x}");
         }
-        assert_eq!(Failure::ReservationConflict.to_disk(), DiskError::Io(Errno::EIO));
+    }
+
+    #[test]
+    fn what_was_never_done_is_refused() {
+        let attention = Received { key: Key::UnitAttention as u8, code: 0x2A01, deferred: false };
+        let becoming = Received { key: Key::NotReady as u8, code: 0x0401, deferred: false };
+        let deferred = Received { key: Key::MediumError as u8, code: 0x0C00, deferred: true };
+        let senses = [attention, becoming, deferred].map(Failure::Sense);
+        for failure in [Failure::Busy, Failure::ReservationConflict].into_iter().chain(senses) {
+            assert_eq!(failure.to_disk(), DiskError::Refused(Errno::EIO), "{failure:?}");
+        }
     }
 
     #[test]
@@ -274,7 +305,7 @@ mod tests {
         }
         let lost = Verdict::Failed(Failure::Disk(DiskError::Lost));
         assert_eq!(of(Status::TaskAborted, None, Effect::Changes), lost);
-        assert_eq!(of(check, Some((Key::AbortedCommand, 0)), Effect::Changes), lost);
+        assert_eq!(errno(Key::AbortedCommand, 0), DiskError::Io(Errno::EIO), "nothing of it is still to come");
         assert_eq!(of(check, Some((Key::AbortedCommand, 0)), Effect::Repeatable), Verdict::Again);
         assert_eq!(of(check, None, Effect::Changes), Verdict::Failed(Failure::Status));
     }

@@ -7,12 +7,13 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
-use super::cdb;
+use super::cdb::{self, Form};
 use super::command::{Effect, execute, execute_exactly};
 use super::link::Transfer;
-use super::unit::{ANCHORED, DEALLOCATED, Facts, LbaStatus, STATUS_LENGTH, Unmaps};
+use super::unit::{ANCHORED, DEALLOCATED, Facts, LbaStatus, STATUS_LENGTH, Synchronizes, Unmaps};
 use super::{IscsiDisk, Shared};
 use crate::disk::{self, Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
+use crate::scsi::Key;
 use crate::units::GIB;
 
 /// Parts of one request that are under way at a time: enough to keep an array busy, and the others' requests come between.
@@ -107,14 +108,27 @@ impl Shared {
     }
 
     async fn synchronize(&self, facts: &Facts) -> disk::Result<()> {
-        // Without the command there is no cache that could forget.
-        let Some(form) = facts.synchronize else { return Ok(()) };
-        let cdb = cdb::synchronize_cache(form);
-        let done = execute(self, cdb, || Transfer::None, Effect::Repeatable).await;
-        done.map_err(|failure| failure.to_disk())?;
-        if self.watch.deferred_error.swap(false, Ordering::SeqCst) {
-            return Err(DiskError::Io(Errno::EIO));
+        let forms = match &facts.synchronize {
+            Synchronizes::No => &[][..],
+            Synchronizes::By(form) => std::slice::from_ref(form),
+            Synchronizes::Perhaps => &[Form::Ten, Form::Sixteen],
+        };
+        for form in forms {
+            let cdb = cdb::synchronize_cache(*form);
+            let failure = match execute(self, cdb, || Transfer::None, Effect::Repeatable).await {
+                Ok(_) => return Ok(()),
+                Err(failure) => failure,
+            };
+            match failure {
+                _ if failure.is_unknown() && facts.synchronize == Synchronizes::Perhaps => {}
+                // Nothing was ever written.
+                _ if failure.is(Key::DataProtect) && self.geometry.abilities.read_only => return Ok(()),
+                // It was not done, which is not to say that something could not be written.
+                _ if failure.is(Key::NotReady) => return Err(DiskError::Refused(Errno::EIO)),
+                _ => return Err(failure.to_disk()),
+            }
         }
+        // Without the command there is no cache that could forget.
         Ok(())
     }
 
@@ -197,7 +211,14 @@ impl Disk for IscsiDisk {
             return Pending::ready(Err(DiskError::Refused(Errno::EINVAL)));
         }
         let (shared, facts) = (self.shared.clone(), self.shared.facts());
-        Pending::later(async move { shared.synchronize(&facts).await })
+        Pending::later(async move {
+            shared.synchronize(&facts).await?;
+            // Here alone, for it is about any change.
+            if shared.watch.deferred_error.swap(false, Ordering::SeqCst) {
+                return Err(DiskError::Io(Errno::EIO));
+            }
+            Ok(())
+        })
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Pending<()> {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::cdb::Form;
 use super::connect::{Connection, LoggedIn, log_in};
-use super::unit::{Unmaps, WritesSame};
+use super::unit::{Synchronizes, Unmaps, WritesSame};
 use super::*;
 use crate::disk::{self, Disk, ZeroMode};
 use crate::iscsi::chap::Secret;
@@ -73,6 +73,7 @@ async fn session(mode: u8, stream: Script<'_>) -> bool {
         } else {
             facts()
         };
+        watch.adopt();
         let phase = if jobs.is_closed() { Phase::Away } else { Phase::Up(jobs) };
         let shared = Arc::new(Shared::new(options, facts, Duration::ZERO, patience, watch, phase));
         let disk = IscsiDisk { shared: opened.get_or_init(|| shared).clone() };
@@ -113,7 +114,7 @@ fn facts() -> Facts {
         preferred: 4096,
         transfer_max: 128,
         form: Form::Sixteen,
-        synchronize: Some(Form::Sixteen),
+        synchronize: Synchronizes::By(Form::Sixteen),
         unmap: Some(Unmaps { count_max: 1024, granularity: 8, alignment: 3 }),
         write_same: Some(WritesSame { count_max: 1024, unmaps: true }),
         lba_status: true,

@@ -4,11 +4,13 @@
 //! one send. Data is not copied but where a read's comes in several PDUs.
 //!
 //! A target is not trusted. What it sends is checked against the command before memory is set aside for it; the first
-//! thing that does not fit ends the link, and everything in flight on it is lost. A link never retries, and what it has
-//! not sent it gives back.
+//! thing that does not fit ends the link, and everything in flight on it is lost. So does the first thing that says that
+//! the unit may have become another: nothing more is sent to whom nobody has asked who it is. A link never retries, and
+//! what it has not sent, or was told that it was not done for that reason, it gives back.
 //!
 //! Bounds: the target's window of command numbers, and as many commands as it can take (it says when they are too many);
-//! how long a command may take, how long the target may be silent, and how long leaving it may take.
+//! how much it may ask for without taking it; how long a command may take, how long the target may be silent, and how
+//! long leaving it may take.
 
 mod transfer;
 
@@ -40,6 +42,9 @@ use transfer::{Incoming, Outgoing};
 
 /// Requests that are queued for the socket before more are taken.
 const SEND_BATCH: usize = 256 * 1024;
+/// What is queued for the socket before nothing more is read, for what is read may ask for more. Several commands' bursts:
+/// a target that takes nothing before it was heard would stand still.
+const OUTBOX_MAX: usize = 16 * 1024 * 1024;
 /// Commands under way, whatever the target's window: as many as Linux has on a session.
 const DEPTH_MAX: usize = 128;
 /// A target that says nothing for so long is asked whether it is there, and given up after as long again.
@@ -54,6 +59,7 @@ const ANSWERS_MAX: usize = 1024;
 /// Task attribute (11.3.1.1): the target may order commands as it likes.
 const SIMPLE: u8 = 1;
 
+const _: () = assert!(SEND_BATCH < OUTBOX_MAX);
 const _: () = assert!(SILENCE_MAX.as_secs() * 2 < COMMAND_MAX.as_secs());
 
 /// Data of a command.
@@ -108,27 +114,71 @@ pub(super) struct Watch {
     pub deferred_error: Arc<AtomicBool>,
     /// Told when the unit says that it is not what it was.
     pub look_again: Arc<Notify>,
+    /// The unit behind the session was found to be the right one. Of one session; all else is the disk's.
+    adopted: Arc<AtomicBool>,
+    /// It was found not to be: nothing more is sent.
+    halt: Arc<Notify>,
 }
 
-/// ADDITIONAL SENSE CODEs of unit attentions (SPC-4, annex F).
+/// ADDITIONAL SENSE CODEs (SPC-4, annex F).
+pub(super) const LOGICAL_UNIT_NOT_SUPPORTED: u16 = 0x2500;
+/// With all qualifiers: NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED; POWER ON, RESET, OR BUS DEVICE RESET OCCURRED.
+const MEDIUM_MAY_HAVE_CHANGED: u8 = 0x28;
 const RESET: u8 = 0x29;
 const CAPACITY_DATA_HAS_CHANGED: u16 = 0x2A09;
 const INQUIRY_DATA_HAS_CHANGED: u16 = 0x3F03;
 const DEVICE_IDENTIFIER_CHANGED: u16 = 0x3F05;
+const REPORTED_LUNS_DATA_HAS_CHANGED: u16 = 0x3F0E;
+
+/// Whether the unit that says so may be another from now on, or will be soon: behind a LUN that was mapped anew, or behind
+/// what was powered off meanwhile. The command that it came with was not done.
+fn may_be_another(sense: Received) -> bool {
+    if sense.deferred {
+        return false;
+    }
+    let attention = matches!(sense.code.to_be_bytes()[0], MEDIUM_MAY_HAVE_CHANGED | RESET)
+        || [INQUIRY_DATA_HAS_CHANGED, DEVICE_IDENTIFIER_CHANGED, REPORTED_LUNS_DATA_HAS_CHANGED].contains(&sense.code);
+    let gone = sense.is(Key::IllegalRequest) && sense.code == LOGICAL_UNIT_NOT_SUPPORTED;
+    sense.is(Key::UnitAttention) && attention || gone
+}
 
 impl Watch {
-    fn see(&self, sense: Received) {
-        let resets = sense.is(Key::UnitAttention) && sense.code.to_be_bytes()[0] == RESET;
-        if sense.deferred {
+    /// For a session that begins.
+    pub fn of_a_session(&self) -> Self {
+        Self { adopted: Arc::default(), halt: Arc::default(), ..self.clone() }
+    }
+
+    /// From here on the unit is one that was identified.
+    pub fn adopt(&self) {
+        self.adopted.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the link; what is in flight is lost.
+    pub fn halt(&self) {
+        self.halt.notify_one();
+    }
+
+    /// Takes what came with CHECK CONDITION; none if it could not be read. Says whether the unit may be another.
+    fn see(&self, sense: Option<Received>) -> bool {
+        let adopted = self.adopted.load(Ordering::SeqCst);
+        let Some(sense) = sense else {
+            // It may have said that it was reset.
+            self.incarnation.fetch_add(adopted.into(), Ordering::SeqCst);
+            return false;
+        };
+        if sense.deferred && !sense.is(Key::NoSense) && !sense.is(Key::RecoveredError) {
             self.deferred_error.store(true, Ordering::SeqCst);
-        }
-        if resets || sense.deferred {
             self.incarnation.fetch_add(1, Ordering::SeqCst);
         }
-        let changes = [CAPACITY_DATA_HAS_CHANGED, INQUIRY_DATA_HAS_CHANGED, DEVICE_IDENTIFIER_CHANGED];
-        if sense.is(Key::UnitAttention) && changes.contains(&sense.code) {
+        // A new session counts as such, whatever the unit tells a new initiator.
+        let another = adopted && may_be_another(sense);
+        if another {
+            self.incarnation.fetch_add(1, Ordering::SeqCst);
+        }
+        if adopted && sense.is(Key::UnitAttention) && sense.code == CAPACITY_DATA_HAS_CHANGED {
             self.look_again.notify_one();
         }
+        another
     }
 }
 
@@ -151,6 +201,10 @@ pub(super) enum LinkError {
     Unanswered,
     #[error("the target drops the connection")]
     Dropped,
+    #[error("the unit says that it may be another (sense key {:#x}, code {:#06x})", .0.key, .0.code)]
+    Changed(Received),
+    #[error("the unit is another")]
+    Halted,
     #[error("the target asked for a logout, and did not answer what was in flight")]
     NotLeft,
 }
@@ -158,7 +212,7 @@ pub(super) enum LinkError {
 /// A link that ended, in order or not.
 pub(super) struct Ended {
     pub why: Result<(), LinkError>,
-    /// Never sent.
+    /// Never sent, or known not to be done.
     pub unsent: Vec<Job>,
 }
 
@@ -171,10 +225,9 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Ended {
     let mut link = Link::new(connection, lun, jobs, watch);
     let why = poll_fn(|cx| link.poll(cx)).await;
-    let Link { mut jobs, in_flight, stream, .. } = link;
+    let Link { mut jobs, in_flight, stream, mut unsent, .. } = link;
     drop(stream);
     jobs.close();
-    let mut unsent = Vec::new();
     while let Some(job) = jobs.recv().await {
         unsent.push(job);
     }
@@ -184,8 +237,12 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 struct InFlight {
+    cdb: [u8; 16],
     transfer: Direction,
+    /// It was issued, or its data went on.
     since: Instant,
+    /// Position in what is sent where its last byte so far ends.
+    end: u64,
     answer: oneshot::Sender<disk::Result<Completion>>,
 }
 
@@ -193,6 +250,17 @@ enum Direction {
     None,
     In(Incoming),
     Out(Outgoing),
+}
+
+impl InFlight {
+    fn into_job(self) -> Job {
+        let transfer = match self.transfer {
+            Direction::None => Transfer::None,
+            Direction::In(incoming) => Transfer::In(incoming.expected()),
+            Direction::Out(outgoing) => Transfer::Out(outgoing.into_data()),
+        };
+        Job { cdb: self.cdb, transfer, answer: self.answer }
+    }
 }
 
 enum Leaving {
@@ -225,9 +293,14 @@ struct Link<S> {
     task: u32,
     /// In an order, so that what is lost together is told in one.
     in_flight: BTreeMap<u32, InFlight>,
+    /// Those that were not done.
+    unsent: Vec<Job>,
+    halt: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Commands that the target can take, as far as is known, and how many were done since that was said.
     depth: usize,
     done_at_depth: usize,
+    /// Bytes that were ever queued for the socket.
+    queued: u64,
     /// Answers to the target's questions since all was sent.
     answers: usize,
     /// The socket had no room for all that was to be sent.
@@ -246,6 +319,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     fn new(connection: Connection<S>, lun: u64, jobs: mpsc::UnboundedReceiver<Job>, watch: Watch) -> Self {
         let Connection { stream, inbox, frames, parameters, command_sn, command_sn_max, status_sn } = connection;
         let now = Instant::now();
+        let halt = watch.halt.clone();
         Self {
             stream,
             inbox,
@@ -260,8 +334,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             status_sn,
             task: 0,
             in_flight: BTreeMap::new(),
+            unsent: Vec::new(),
+            halt: Box::pin(async move { halt.notified().await }),
             depth: DEPTH_MAX,
             done_at_depth: 0,
+            queued: 0,
             answers: 0,
             blocked: false,
             leaving: Leaving::No,
@@ -274,6 +351,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
         self.poll_clock(cx)?;
+        if self.halt.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(LinkError::Halted));
+        }
         loop {
             self.take_jobs(cx);
             self.log_out_when_finished();
@@ -290,12 +370,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 self.answers = 0;
             }
             let mut any = false;
-            while let Some(frame) = self.frames.take(&mut self.inbox)? {
+            while self.outbox.len() <= OUTBOX_MAX
+                && let Some(frame) = self.frames.take(&mut self.inbox)?
+            {
                 any = true;
                 self.frame(frame)?;
             }
             if let Leaving::Left = self.leaving {
                 return Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| Ok(()));
+            }
+            if self.outbox.len() > OUTBOX_MAX {
+                if any {
+                    continue;
+                }
+                // It goes on when the socket takes more.
+                return Poll::Pending;
             }
             match self.inbox.poll_fill(cx, &mut self.stream)? {
                 // It knows that we leave, and is not obliged to wait for us.
@@ -388,33 +477,45 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 if !unasked.is_empty() {
                     head.flags &= !FINAL;
                 }
-                self.frames.put(&mut self.outbox, &head.encode(immediate.len()), immediate);
+                self.put(&head.encode(immediate.len()), immediate);
                 self.put_data(task, NO_TAG, unasked);
                 Direction::Out(outgoing)
             }
             Transfer::In(expected) => {
-                self.frames.put(&mut self.outbox, &head.encode(0), Bytes::new());
+                self.put(&head.encode(0), Bytes::new());
                 Direction::In(Incoming::new(expected))
             }
             Transfer::None => {
-                self.frames.put(&mut self.outbox, &head.encode(0), Bytes::new());
+                self.put(&head.encode(0), Bytes::new());
                 Direction::None
             }
         };
         self.progress = Instant::now();
-        self.in_flight.insert(task, InFlight { transfer, since: self.progress, answer });
+        let (since, end) = (self.progress, self.queued);
+        self.in_flight.insert(task, InFlight { cdb, transfer, since, end, answer });
+    }
+
+    fn put(&mut self, bhs: &pdu::Bhs, data: Bytes) {
+        let before = self.outbox.len();
+        self.frames.put(&mut self.outbox, bhs, data);
+        self.queued += (self.outbox.len() - before) as u64;
+    }
+
+    /// Position up to which the socket has taken what is sent.
+    fn sent(&self) -> u64 {
+        self.queued - self.outbox.len() as u64
     }
 
     fn put_data(&mut self, task: u32, transfer: u32, sequence: transfer::Sequence) {
         for (head, data) in sequence.pdus(self.parameters.sent_max) {
             let head = pdu::DataOut { lun: self.lun, task, transfer, expected_status_sn: self.status_sn, ..head };
-            self.frames.put(&mut self.outbox, &head.encode(data.len()), data);
+            self.put(&head.encode(data.len()), data);
         }
     }
 
     fn put_immediate(&mut self, mut bhs: pdu::Bhs) {
         bhs[0] |= IMMEDIATE;
-        self.frames.put(&mut self.outbox, &bhs, Bytes::new());
+        self.put(&bhs, Bytes::new());
     }
 
     fn ask_whether_it_is_there(&mut self) {
@@ -503,6 +604,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             return Err(LinkError::Broken("data of a command that reads none"));
         };
         incoming.take(&head, data).map_err(LinkError::Broken)?;
+        waiting.since = Instant::now();
         if head.flags & data_in::STATUS == 0 {
             return Ok(());
         }
@@ -540,8 +642,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         self.progress = Instant::now();
         let status = Status::decode(status);
         let sense = sense.filter(|_| status == Some(Status::CheckCondition));
-        if let Some(sense) = sense {
-            self.watch.see(sense);
+        if status == Some(Status::CheckCondition)
+            && self.watch.see(sense)
+            && let Some(sense) = sense
+        {
+            self.unsent.push(waiting.into_job());
+            return Err(LinkError::Changed(sense));
+        }
+        if let (Some(Status::Good), Direction::Out(outgoing)) = (status, &waiting.transfer)
+            && (!outgoing.is_sent() || waiting.end > self.sent())
+        {
+            // Whatever it has done, it cannot have been with this data.
+            return Err(LinkError::Broken("a command done without its data"));
         }
         self.adapt(status);
         let data = if let Direction::In(incoming) = waiting.transfer { incoming.finish() } else { Bytes::new() };
@@ -565,6 +677,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     fn ready_to_transfer(&mut self, head: ReadyToTransfer) -> Result<(), LinkError> {
         self.window(head.expected_command_sn, head.command_sn_max)?;
+        let sent = self.sent();
         let waiting = self.in_flight.get_mut(&head.task).ok_or(LinkError::Broken("it asks for data of no command"))?;
         let Direction::Out(outgoing) = &mut waiting.transfer else {
             return Err(LinkError::Broken("it asks for data of a command that has none"));
@@ -572,8 +685,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         if head.transfer == NO_TAG {
             return Err(LinkError::Broken("it asks for data without a tag"));
         }
-        let sequence = outgoing.asked(&head, &self.parameters).map_err(LinkError::Broken)?;
+        let sequence = outgoing.asked(&head, sent, &self.parameters).map_err(LinkError::Broken)?;
+        // A large command over a slow network takes its time, and is not without an answer.
+        waiting.since = Instant::now();
         self.put_data(head.task, head.transfer, sequence);
+        let end = self.queued;
+        if let Some(InFlight { transfer: Direction::Out(outgoing), end: last, .. }) = self.in_flight.get_mut(&head.task)
+        {
+            outgoing.answers_until(end);
+            *last = end;
+        }
         Ok(())
     }
 

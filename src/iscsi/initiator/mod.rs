@@ -10,12 +10,17 @@
 //! other retry: what was in flight when the session broke is answered as [`Lost`](DiskError::Lost).
 //!
 //! After a loss requests wait for the next session, for at most 30 s; then they are refused, having never been issued,
-//! until the target is back. [`incarnation`](crate::disk::Disk::incarnation) has risen by then. It also rises when the
-//! unit says that it was reset, before anybody is told of a command that came after that.
+//! until the target is back, with the same unit. [`incarnation`](crate::disk::Disk::incarnation) has risen by then.
+//!
+//! A unit that says that it was reset, or that it may be another (its data or the LUNs have changed), ends the session:
+//! nothing is sent to it before it was asked again who it is.
+//!
+//! Whether there is SYNCHRONIZE CACHE is asked and never tried, for a unit tells once what it could not write, and must tell
+//! it to a client's flush. Where it does not say, the first flush shows it.
 //!
 //! A new session has the initiator's name and ISID of the old one, and so takes its place (RFC 7143, 6.3.5, session
-//! reinstatement): the target ends all tasks of the old session, so that what was lost is done behind our back no more,
-//! once they have ended. Not every target waits for that before it lets us in; tgt does not.
+//! reinstatement): the target is to end all tasks of the old session. Nothing says when they have ended, and not every
+//! target waits for that before it lets us in (tgt does not): what was lost may still be done after that.
 //!
 //! Not here: several connections to a session, error recovery levels above 0, discovery, reservations, and task
 //! management (a command that has no answer costs the session, which ends it).
@@ -37,7 +42,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 pub use connect::ConnectError;
@@ -51,7 +56,7 @@ use crate::disk::{Abilities, DiskError, Errno, Geometry};
 use crate::net::Chain;
 use command::{Direct, Patience, Submit};
 use connect::{Tcp, connect};
-use link::{Ended, Job, Watch};
+use link::{Ended, Job, LinkError, Watch};
 use unit::{Facts, inspect};
 
 /// How long requests wait for a lost target to come back.
@@ -59,6 +64,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// Pauses between attempts to reconnect: doubled from the first to the last.
 const RECONNECT_PAUSE_FIRST: Duration = Duration::from_millis(50);
 const RECONNECT_PAUSE_LAST: Duration = Duration::from_secs(5);
+/// Between two looks at a unit that says again and again that it has changed.
+const LOOK_AGAIN_PAUSE: Duration = Duration::from_secs(1);
 /// From the login to the last answer about the unit, which may be just becoming ready.
 const INSPECT_MAX: Duration = Duration::from_secs(60);
 /// What is in flight when the disk is dropped may take this long, with the logout.
@@ -103,7 +110,7 @@ pub enum OpenError {
     NotReady(Url),
 }
 
-/// Why a unit that came back, or that says it has changed, is not used any more.
+/// Why a unit that came back, or that says it has changed, is not used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum Changed {
     #[error("the unit was {before} and is {now}")]
@@ -137,11 +144,20 @@ struct Shared {
     dropped: Notify,
 }
 
+/// Why requests go on waiting, or being refused.
+#[derive(Debug, thiserror::Error)]
+enum StillAway {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("another unit is there")]
+    Changed(#[from] Changed),
+}
+
 enum Phase {
     Up(mpsc::UnboundedSender<Job>),
     /// Jobs wait for a session.
     Waiting(Vec<Job>),
-    /// The target has been away for too long, the unit is another, or was left: jobs are refused.
+    /// The target has been away for too long, the unit is another for now, or was left: jobs are refused.
     Away,
 }
 
@@ -149,6 +165,8 @@ enum Phase {
 struct Session {
     jobs: mpsc::UnboundedSender<Job>,
     link: JoinHandle<Ended>,
+    /// The disk's, as this session sees it.
+    watch: Watch,
     facts: Facts,
 }
 
@@ -180,12 +198,10 @@ impl IscsiDisk {
             return Err(OpenError::SameSecret);
         }
         let watch = Watch::default();
-        let Session { jobs, link, facts } = begin(&dial, &options, &watch, patience).await?;
-        // What a unit tells a new initiator is about the time before it.
-        watch.incarnation.store(0, Ordering::SeqCst);
-        watch.deferred_error.store(false, Ordering::SeqCst);
+        let Session { jobs, link, watch: session, facts } = begin(&dial, &options, &watch, patience).await?;
+        session.adopt();
         let shared = Arc::new(Shared::new(options, facts, reconnect_max, patience, watch, Phase::Up(jobs)));
-        tokio::spawn(keep(dial, shared.clone(), link));
+        tokio::spawn(keep(dial, shared.clone(), link, session));
         Ok(Self { shared })
     }
 }
@@ -202,12 +218,13 @@ async fn begin(dial: &impl Dial, options: &Options, watch: &Watch, patience: Pat
     let connection = connect(dial, options).await.map_err(|source| OpenError::Connect { url: url.clone(), source })?;
     let (jobs, receiver) = mpsc::unbounded_channel();
     // Without senders it logs out by itself.
+    let watch = watch.of_a_session();
     let link = tokio::spawn(link::run(connection, lun_field(url.lun), receiver, watch.clone()));
     let direct = Direct { jobs, patience };
     let facts = timeout(INSPECT_MAX, inspect(&direct, url)).await;
     let facts = facts.map_err(|_| OpenError::NotReady(url.clone()))?;
     let facts = facts.map_err(|source| OpenError::Unit { url: url.clone(), source })?;
-    Ok(Session { jobs: direct.jobs, link, facts })
+    Ok(Session { jobs: direct.jobs, link, watch, facts })
 }
 
 /// A LUN as it stands in a header: peripheral device addressing as far as it reaches, then flat space (SAM-5, 4.7.7).
@@ -216,50 +233,81 @@ fn lun_field(lun: u16) -> u64 {
     u64::from(level) << 48
 }
 
+/// How the time with a session ends.
+enum End {
+    Dropped,
+    Ended(Result<Ended, JoinError>),
+    Changed(Changed),
+}
+
 /// Owns the session: sees it end, and begins another, until the disk is dropped.
-async fn keep(dial: impl Dial, shared: Arc<Shared>, mut link: JoinHandle<Ended>) {
+async fn keep(dial: impl Dial, shared: Arc<Shared>, mut link: JoinHandle<Ended>, mut session: Watch) {
     let url = &shared.options.url;
+    let mut pause = Duration::ZERO;
     loop {
-        let ended = tokio::select! {
-            biased;
-            () = shared.dropped.notified() => return leave(&shared, link).await,
-            ended = &mut link => ended,
-            () = shared.watch.look_again.notified() => {
-                if let Err(changed) = shared.look_again().await {
-                    tracing::error!(%url, error = %changed, "the unit has changed; it is not used before a restart");
-                    return leave(&shared, link).await;
-                }
-                continue;
-            }
-        };
-        let unsent = match ended {
-            Ok(Ended { why, unsent }) => {
+        let begun = Instant::now();
+        let unit_ended_it = match watch_over(&shared, &mut link).await {
+            End::Dropped => return leave(&shared, link).await,
+            End::Ended(Ok(Ended { why, unsent })) => {
+                let changed = matches!(why, Err(LinkError::Changed(_)));
                 match why {
                     Ok(()) => tracing::info!(%url, "logged out; logging in anew"),
                     Err(error) => tracing::warn!(%url, error = %Chain(&error), "session lost; logging in anew"),
                 }
-                unsent
+                shared.wait(unsent);
+                changed
             }
-            Err(error) => {
+            End::Ended(Err(error)) => {
                 tracing::error!(%url, %error, "a session's task failed; this is a bug");
-                Vec::new()
+                shared.wait(Vec::new());
+                false
+            }
+            End::Changed(changed) => {
+                tracing::error!(%url, error = %changed, "the unit has changed; requests are refused until it is back");
+                // First of all: what is queued must not go to it.
+                session.halt();
+                shared.refuse();
+                link.await.into_iter().flat_map(|ended| ended.unsent).for_each(refuse);
+                true
             }
         };
-        shared.wait(unsent);
-        let Session { jobs, link: next, facts } = tokio::select! {
-            () = shared.dropped.notified() => return shared.refuse(),
-            session = reconnect(&dial, &shared) => session,
+        // A unit that ends each session as it begins is not asked without a pause.
+        pause = if unit_ended_it && begun.elapsed() < RECONNECT_PAUSE_LAST {
+            (pause * 2).clamp(RECONNECT_PAUSE_FIRST, RECONNECT_PAUSE_LAST)
+        } else {
+            Duration::ZERO
         };
-        if let Err(changed) = shared.adopt(facts) {
-            tracing::error!(%url, error = %changed, "another disk came back; it is not used before a restart");
-            shared.refuse();
-            drop(jobs);
-            return leave(&shared, next).await;
-        }
+        let next = tokio::select! {
+            () = shared.dropped.notified() => {
+                shared.refuse();
+                return;
+            }
+            session = reconnect(&dial, &shared, pause) => session,
+        };
         let incarnation = 1 + shared.watch.incarnation.fetch_add(1, Ordering::SeqCst);
         tracing::info!(%url, incarnation, "logged in anew");
-        shared.go_on(jobs);
-        link = next;
+        next.watch.adopt();
+        shared.go_on(next.jobs);
+        (link, session) = (next.link, next.watch);
+    }
+}
+
+/// Looks at the unit whenever it says that it has changed.
+async fn watch_over(shared: &Shared, link: &mut JoinHandle<Ended>) -> End {
+    let looking = async {
+        loop {
+            shared.watch.look_again.notified().await;
+            if let Err(changed) = shared.look_again().await {
+                return changed;
+            }
+            sleep(LOOK_AGAIN_PAUSE).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = shared.dropped.notified() => End::Dropped,
+        ended = link => End::Ended(ended),
+        changed = looking => End::Changed(changed),
     }
 }
 
@@ -276,15 +324,31 @@ async fn leave(shared: &Shared, mut link: JoinHandle<Ended>) {
     }
 }
 
-/// Tries until it succeeds; whoever waits is refused when patience ends.
-async fn reconnect(dial: &impl Dial, shared: &Shared) -> Session {
+/// Tries until the unit is back; whoever waits is refused when patience ends, or another one is there.
+async fn reconnect(dial: &impl Dial, shared: &Shared, first_pause: Duration) -> Session {
     let url = &shared.options.url;
+    let last = Mutex::new(String::new());
     let attempts = async {
+        sleep(first_pause).await;
         let mut pause = RECONNECT_PAUSE_FIRST;
         loop {
-            match begin(dial, &shared.options, &shared.watch, shared.patience).await {
+            let error = match shared.begin_again(dial).await {
                 Ok(session) => return session,
-                Err(error) => tracing::debug!(%url, error = %Chain(&error), "still away"),
+                Err(error) => error,
+            };
+            let why = Chain(&error).to_string();
+            let before = mem::replace(&mut *last.lock(), why.clone());
+            let (first, news) = (before.is_empty(), before != why);
+            match error {
+                StillAway::Changed(_) => {
+                    if news {
+                        tracing::error!(%url, error = why, "another unit came back; requests are refused until it is the same");
+                    }
+                    shared.refuse();
+                    pause = RECONNECT_PAUSE_LAST;
+                }
+                StillAway::Open(_) if news && !first => tracing::warn!(%url, error = why, "still away"),
+                StillAway::Open(_) => tracing::debug!(%url, error = why, "still away"),
             }
             sleep(pause).await;
             pause = (pause * 2).min(RECONNECT_PAUSE_LAST);
@@ -294,8 +358,10 @@ async fn reconnect(dial: &impl Dial, shared: &Shared) -> Session {
     match timeout_at(Instant::now() + shared.reconnect_max, &mut attempts).await {
         Ok(session) => session,
         Err(_) => {
-            tracing::error!(%url, after = ?shared.reconnect_max, "the target is away; requests are refused");
-            shared.refuse();
+            if shared.refuse() {
+                let (after, error) = (shared.reconnect_max, last.lock().clone());
+                tracing::error!(%url, ?after, error, "the target is away; requests are refused");
+            }
             attempts.await
         }
     }
@@ -321,6 +387,13 @@ impl Shared {
             phase: Mutex::new(phase),
             dropped: Notify::new(),
         }
+    }
+
+    /// Logs in, and takes the unit that is there if it is the same one. One that is not is left.
+    async fn begin_again(&self, dial: &impl Dial) -> Result<Session, StillAway> {
+        let session = begin(dial, &self.options, &self.watch, self.patience).await?;
+        self.adopt(session.facts.clone())?;
+        Ok(session)
     }
 
     fn facts(&self) -> Arc<Facts> {
@@ -373,10 +446,14 @@ impl Shared {
         }
     }
 
-    fn refuse(&self) {
-        if let Phase::Waiting(jobs) = mem::replace(&mut *self.phase.lock(), Phase::Away) {
+    /// False if jobs were refused already.
+    fn refuse(&self) -> bool {
+        let before = mem::replace(&mut *self.phase.lock(), Phase::Away);
+        let is_news = !matches!(before, Phase::Away);
+        if let Phase::Waiting(jobs) = before {
             jobs.into_iter().for_each(refuse);
         }
+        is_news
     }
 }
 

@@ -79,7 +79,8 @@ async fn a_unit_is_a_disk_whatever_the_one_behind_it_can_do() {
 async fn a_unit_is_named_by_its_designator() {
     let server = serve(Arc::new(MemoryDisk::new(MIB)), None).await;
     let disk = open(&server).await;
-    assert_eq!(disk.identity().name, "iscsi:naa.3707070707070707");
+    // That of ours is assigned locally, which it shares with whatever numbers its units alike.
+    assert_eq!(disk.identity().name, format!("iscsi:{NAME}/naa.3707070707070707"));
     assert_eq!((disk.identity().size, disk.incarnation()), (MIB, 0));
 }
 
@@ -274,6 +275,16 @@ async fn a_shrunk_or_another_unit_is_not_used_and_a_grown_one_is() {
         let answer = if lost { disk.read(0, 512).await } else { answer };
         assert_eq!(answer.is_ok(), used, "{answer:?}");
         assert_eq!(disk.geometry().size, MIB);
+        // The right one is used again.
+        let before = disk.incarnation();
+        wire.to.send_replace(server.address);
+        wire.cut.send_modify(|cuts| *cuts += 1);
+        until(|| disk.incarnation() > before).await;
+        let by = Instant::now() + Duration::from_secs(5);
+        while disk.read(0, 512).await.is_err() {
+            assert!(Instant::now() < by);
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 

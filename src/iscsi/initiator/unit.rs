@@ -1,4 +1,5 @@
 //! What a logical unit is: asked once at the beginning of a session, so that nothing is sent later that it does not know.
+//! That it does not know a command is an answer; any other failure may pass, and says nothing.
 //!
 //! Vital product data is of SPC-4, 7.8, and SBC-3, 6.6; sizes are of READ CAPACITY (SBC-3, 5.15 and 5.16); what may be
 //! written, and how, is of MODE SENSE (SPC-4, 7.5; SBC-3, 6.5).
@@ -30,8 +31,13 @@ pub const STATUS_LENGTH: u32 = 8 + 16 * STATUS_DESCRIPTORS;
 const BLOCK_LENGTHS: [u32; 2] = [512, 4096];
 /// NAA, EUI-64, T10 vendor ID (SPC-4, 7.8.6).
 const NAA: u8 = 3;
+const LOCALLY_ASSIGNED: u8 = 3;
 const EUI64: u8 = 2;
 const T10: u8 = 1;
+/// SUPPORT of a command (SPC-4, table 273); what else there is, is the vendor's own way.
+const NOT_KNOWN: u8 = 0;
+const NOT_SUPPORTED: u8 = 1;
+const STANDARD: u8 = 3;
 const CACHING_PAGE: u8 = 0x08;
 const ALL_PAGES: u8 = 0x3F;
 
@@ -79,6 +85,16 @@ pub struct WritesSame {
     pub unmaps: bool,
 }
 
+/// Whether there is SYNCHRONIZE CACHE. It is never tried: a unit tells once what it could not write, and must tell it to
+/// a client's flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synchronizes {
+    No,
+    By(Form),
+    /// The unit does not say.
+    Perhaps,
+}
+
 /// What is known of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -92,7 +108,7 @@ pub struct Facts {
     pub transfer_max: u32,
     /// Of reads and writes.
     pub form: Form,
-    pub synchronize: Option<Form>,
+    pub synchronize: Synchronizes,
     pub unmap: Option<Unmaps>,
     pub write_same: Option<WritesSame>,
     /// GET LBA STATUS tells more than that all is mapped.
@@ -116,7 +132,7 @@ impl Facts {
         let abilities = Abilities {
             read_only: self.read_only,
             rotational: self.rotational,
-            flush: self.synchronize.is_some(),
+            flush: self.synchronize != Synchronizes::No,
             fua: writes && self.fua,
             trim: writes && self.unmap.is_some(),
             // LBPRZ speaks only of blocks that the unit did unmap, and it may leave any as they are (SBC-3, 4.7.3.2).
@@ -211,12 +227,12 @@ pub(super) async fn inspect(to: &impl Submit, url: &Url) -> Result<Facts, UnitEr
     if blocks == 0 || blocks > VOLUME_MAX / u64::from(block_length) {
         return Err(UnitError::Size(blocks));
     }
-    let mode = mode(&asking).await;
+    let mode = mode(&asking).await?;
     let limits = Limits::decode(&limits);
     let form = match read_first(&asking, Form::Sixteen, block_length).await {
         Err(failure) if failure.is_unsupported() => Form::Ten,
         // That its first block cannot be read does not keep the others from being.
-        Err(Failure::Disk(error)) => return Err(failed("READ")(Failure::Disk(error))),
+        Err(failure) if !failure.is(Key::MediumError) => return Err(failed("READ")(failure)),
         _ => Form::Sixteen,
     };
     if form == Form::Ten && blocks > 1 << 32 {
@@ -241,14 +257,18 @@ pub(super) async fn inspect(to: &impl Submit, url: &Url) -> Result<Facts, UnitEr
         WritesSame { count_max: if stated == 0 { most } else { stated.min(most) }, unmaps }
     });
     let lba_status = provisioned && {
-        let answer = asking.get(cdb::get_lba_status(0, STATUS_LENGTH), STATUS_LENGTH).await;
-        answer.is_ok_and(|data| LbaStatus::first(&data, 0).is_some())
+        match asking.get(cdb::get_lba_status(0, STATUS_LENGTH), STATUS_LENGTH).await {
+            Ok(data) => LbaStatus::first(&data, 0).is_some(),
+            Err(failure) if failure.is_unsupported() => false,
+            Err(failure) => return Err(failed("GET LBA STATUS")(failure)),
+        }
     };
     let physical = block_length.checked_shl(capacity.physical_exponent.into()).unwrap_or(block_length);
     let preferred = physical.max(limits.granularity.saturating_mul(block_length)).max(4096);
     let preferred = preferred.min(transfer.max(4096));
     Ok(Facts {
-        name: name(&designators, &serial, &standard).map_or_else(|| url.to_string(), |name| format!("iscsi:{name}")),
+        name: name(&designators, &serial, &standard, &url.target)
+            .map_or_else(|| url.to_string(), |name| format!("iscsi:{name}")),
         block_length,
         blocks,
         preferred: 1 << preferred.ilog2(),
@@ -272,33 +292,30 @@ async fn read_first(asking: &Asking<'_, impl Submit>, form: Form, block_length: 
     execute_exactly(asking.to, cdb, transfer, Effect::Repeatable, block_length).await.map(drop)
 }
 
-/// The form of SYNCHRONIZE CACHE that the unit knows, which is found out by having it done.
-async fn synchronizes(asking: &Asking<'_, impl Submit>) -> Result<Option<Form>, UnitError> {
-    for form in [Form::Sixteen, Form::Ten] {
-        match asking.does(cdb::synchronize_cache(form)).await {
-            Err(failure) if failure.is_unsupported() => {}
-            // Nothing was ever written.
-            Err(Failure::Sense(sense)) if sense.is(Key::DataProtect) => return Ok(None),
-            Err(failure @ Failure::Disk(_)) => {
-                return Err(UnitError::Failed { command: "SYNCHRONIZE CACHE", failure });
-            }
-            // That one fails is told when a client asks for one.
-            _ => return Ok(Some(form)),
+/// SUPPORT of an operation code (SPC-4, table 273); none where the unit does not say.
+async fn support(asking: &Asking<'_, impl Submit>, operation_code: u8) -> Result<Option<u8>, UnitError> {
+    match asking.get(cdb::report_supported_operation_code(operation_code, 64), 64).await {
+        Ok(data) => Ok(data.get(1).map(|byte| byte & 0x07).filter(|support| *support != NOT_KNOWN)),
+        Err(failure) if failure.is_unsupported() => Ok(None),
+        Err(failure) => Err(UnitError::Failed { command: "REPORT SUPPORTED OPERATION CODES", failure }),
+    }
+}
+
+async fn synchronizes(asking: &Asking<'_, impl Submit>) -> Result<Synchronizes, UnitError> {
+    for (form, operation_code) in [(Form::Ten, cdb::SYNCHRONIZE_CACHE_10), (Form::Sixteen, cdb::SYNCHRONIZE_CACHE_16)] {
+        match support(asking, operation_code).await? {
+            Some(STANDARD) => return Ok(Synchronizes::By(form)),
+            Some(NOT_SUPPORTED) => {}
+            _ => return Ok(Synchronizes::Perhaps),
         }
     }
-    Ok(None)
+    Ok(Synchronizes::No)
 }
 
 /// Whether WRITE SAME(16) is there, which cannot be found out by trying.
 async fn writes_same(asking: &Asking<'_, impl Submit>, provisions: bool, limits: &Limits) -> Result<bool, UnitError> {
-    match asking.get(cdb::report_supported_operation_code(cdb::WRITE_SAME_16, 64), 64).await {
-        // SUPPORT (SPC-4, table 273): as the standard has it, or in the vendor's way.
-        Ok(data) if data.len() >= 2 => Ok(data[1] & 0x07 == 0x03),
-        Err(failure @ Failure::Disk(_)) => {
-            Err(UnitError::Failed { command: "REPORT SUPPORTED OPERATION CODES", failure })
-        }
-        _ => Ok(provisions || limits.write_same_max > 0),
-    }
+    let support = support(asking, cdb::WRITE_SAME_16).await?;
+    Ok(support.map_or(provisions || limits.write_same_max > 0, |support| support == STANDARD))
 }
 
 struct Capacity {
@@ -334,7 +351,8 @@ async fn capacity(asking: &Asking<'_, impl Submit>) -> Result<Capacity, UnitErro
     if data.len() < 8 {
         return Err(UnitError::Malformed("READ CAPACITY(10)"));
     }
-    let blocks = u64::from(be32(&data, 0)) + 1;
+    // A last address of all ones is that of a unit that has more than can be said here (SBC-3, 5.15.2).
+    let blocks = be32(&data, 0).checked_add(1).ok_or(UnitError::Size(1 << 32))?.into();
     let block_length = be32(&data, 4);
     Ok(Capacity { blocks, block_length, physical_exponent: 0, provisioned: false, unmapped_is_zero: false })
 }
@@ -353,20 +371,18 @@ impl Mode {
 }
 
 /// Of a unit that has no mode parameters: it may be written to, as long as it does not say no.
-async fn mode(asking: &Asking<'_, impl Submit>) -> Mode {
+async fn mode(asking: &Asking<'_, impl Submit>) -> Result<Mode, UnitError> {
     for page in [CACHING_PAGE, ALL_PAGES] {
-        if let Ok(data) = asking.get(cdb::mode_sense_6(page, 192), 192).await
-            && data.len() >= 4
-        {
-            return Mode::decode(data[2]);
-        }
-        if let Ok(data) = asking.get(cdb::mode_sense_10(page, 192), 192).await
-            && data.len() >= 8
-        {
-            return Mode::decode(data[3]);
+        for (cdb, header, parameter) in [(cdb::mode_sense_6(page, 192), 4, 2), (cdb::mode_sense_10(page, 192), 8, 3)] {
+            match asking.get(cdb, 192).await {
+                Ok(data) if data.len() >= header => return Ok(Mode::decode(data[parameter])),
+                Ok(_) => {}
+                Err(failure) if failure.is_unsupported() => {}
+                Err(failure) => return Err(UnitError::Failed { command: "MODE SENSE", failure }),
+            }
         }
     }
-    Mode::default()
+    Ok(Mode::default())
 }
 
 /// The Block Limits page (SBC-3, 6.6.3), in blocks; 0 where nothing is said.
@@ -429,9 +445,17 @@ impl LbaStatus {
     }
 }
 
-/// A name that the unit was given for life, of the best kind there is.
-fn name(designators: &[u8], serial: &[u8], standard: &[u8]) -> Option<String> {
-    let mut best: Option<(u8, String)> = None;
+/// A name that the unit was given for life, of the best kind there is. What is assigned locally (NAA 3h) is often no more
+/// than numbers that every array begins to count at, and names the unit only together with its target.
+fn name(designators: &[u8], serial: &[u8], standard: &[u8], target: &str) -> Option<String> {
+    #[derive(PartialEq, PartialOrd)]
+    enum Rank {
+        T10,
+        Local,
+        Eui64,
+        Naa,
+    }
+    let mut best: Option<(Rank, String)> = None;
     let mut rest = designators;
     while let Some((&[_, kind, _, length], behind)) = rest.split_first_chunk()
         && let Some((value, behind)) = behind.split_at_checked(length.into())
@@ -443,6 +467,7 @@ fn name(designators: &[u8], serial: &[u8], standard: &[u8]) -> Option<String> {
         }
         let kind = kind & 0x0F;
         let name = match kind {
+            NAA if value[0] >> 4 == LOCALLY_ASSIGNED => format!("{target}/naa.{}", hexadecimal(value)),
             NAA => format!("naa.{}", hexadecimal(value)),
             EUI64 => format!("eui.{}", hexadecimal(value)),
             T10 => match printable(value) {
@@ -451,8 +476,14 @@ fn name(designators: &[u8], serial: &[u8], standard: &[u8]) -> Option<String> {
             },
             _ => continue,
         };
-        if best.as_ref().is_none_or(|(other, _)| *other < kind) {
-            best = Some((kind, name));
+        let rank = match kind {
+            NAA if value[0] >> 4 == LOCALLY_ASSIGNED => Rank::Local,
+            NAA => Rank::Naa,
+            EUI64 => Rank::Eui64,
+            _ => Rank::T10,
+        };
+        if best.as_ref().is_none_or(|(other, _)| *other < rank) {
+            best = Some((rank, name));
         }
     }
     best.map(|(_, name)| name).or_else(|| {
@@ -499,12 +530,17 @@ mod tests {
         let naa = [&[1, 3, 0, 8][..], &[0x60, 1, 2, 3, 4, 5, 6, 7]].concat();
         let port = [&[1, 0x93, 0, 8][..], &[0x50; 8]].concat();
         let standard = [&[0; 8][..], b"VENDOR  PRODUCT         0001"].concat();
-        let of = |parts: &[&[u8]]| name(&parts.concat(), b" serial 1 ", &standard).unwrap();
+        let local = [&[1, 3, 0, 8][..], &[0x30, 0, 0, 1, 0, 0, 0, 1]].concat();
+        let eui = [&[1, 2, 0, 8][..], &[0x60, 1, 2, 3, 4, 5, 6, 8]].concat();
+        let of = |parts: &[&[u8]]| name(&parts.concat(), b" serial 1 ", &standard, "iqn.t").unwrap();
+        assert_eq!(of(&[&t10, &local]), "iqn.t/naa.3000000100000001", "another array has one of the same number");
+        assert_eq!(of(&[&local, &naa]), "naa.6001020304050607");
+        assert_eq!(of(&[&eui, &local]), "eui.6001020304050608");
         assert_eq!(of(&[&t10, &port, &naa]), "naa.6001020304050607");
         assert_eq!(of(&[&port, &t10]), "t10.VENDOR_disk");
         assert_eq!(of(&[&port]), "t10.VENDOR.serial_1");
         assert_eq!(of(&[&naa[..8]]), "t10.VENDOR.serial_1", "one that is cut off names nothing");
-        assert_eq!(name(&[], &[], &standard), None);
+        assert_eq!(name(&[], &[], &standard, "iqn.t"), None);
     }
 
     #[test]

@@ -68,6 +68,19 @@ impl Jobs {
 const WINDOW: u32 = 32;
 
 fn start_with(parameters: Parameters, window: u32) -> Running {
+    let watch = Watch::default();
+    watch.adopt();
+    start_watched(parameters, window, watch)
+}
+
+fn start_watched(parameters: Parameters, window: u32, watch: Watch) -> Running {
+    let (connection, target) = connected(parameters, window);
+    let (jobs, receiver) = mpsc::unbounded_channel();
+    let link = tokio::spawn(run(connection, 7 << 48, receiver, watch.clone()));
+    Running { target, jobs: Jobs(jobs), watch, link }
+}
+
+fn connected(parameters: Parameters, window: u32) -> (Connection<DuplexStream>, Target) {
     let (here, there) = tokio::io::duplex(4 << 20);
     let mut frames = Frames::default();
     frames.agree(&parameters);
@@ -83,10 +96,7 @@ fn start_with(parameters: Parameters, window: u32) -> Running {
     let mut frames = Frames::default();
     frames.agree(&parameters);
     let target = Target { stream: there, inbox: Inbox::default(), frames, status_sn: 100, command_sn: 1, window };
-    let (jobs, receiver) = mpsc::unbounded_channel();
-    let watch = Watch::default();
-    let link = tokio::spawn(run(connection, 7 << 48, receiver, watch.clone()));
-    Running { target, jobs: Jobs(jobs), watch, link }
+    (connection, target)
 }
 
 fn start() -> Running {
@@ -442,16 +452,157 @@ async fn responses_that_cannot_be_end_the_link() {
 }
 
 #[tokio::test]
-async fn a_reset_raises_the_incarnation_before_its_command_is_sent_again() {
+async fn a_unit_that_may_be_another_is_sent_nothing_more() {
+    for (key, code) in [(6, 0x2800), (6, 0x2900), (6, 0x2907), (6, 0x3F03), (6, 0x3F05), (6, 0x3F0E), (5, 0x2500)] {
+        let Running { mut target, jobs, watch, link } = start_with(Parameters::default(), 2);
+        let write = jobs.write(0, vec![7; 512]);
+        let (head, data) = target.command().await;
+        let read = jobs.read(5, 1);
+        target.command().await;
+        let queued = jobs.read(9, 1);
+        tokio::task::yield_now().await;
+        target.check(head.task, key, code).await;
+        let Ended { why, unsent } = link.await.unwrap();
+        assert!(matches!(why, Err(LinkError::Changed(sense)) if sense.code == code), "{code:#06x}: {why:?}");
+        assert_eq!(watch.incarnation.load(Ordering::SeqCst), 1);
+        target.receives_nothing_more().await;
+        lost(read).await;
+        // What it came with was not done: it can be done to the right one.
+        assert_eq!(unsent.len(), 2);
+        assert!(unsent[0].cdb == head.cdb && matches!(&unsent[0].transfer, Transfer::Out(same) if *same == data));
+        assert!(matches!(&unsent[1].transfer, Transfer::In(512)));
+        drop(unsent);
+        lost(write).await;
+        lost(queued).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_unit_tells_a_new_initiator_is_no_event() {
+    let disk = Watch::default();
+    let Running { mut target, jobs, watch, .. } = start_watched(Parameters::default(), WINDOW, disk.of_a_session());
+    let ready = jobs.ready();
+    for code in [0x2900, 0x3F0E, 0x2A09] {
+        let task = target.command().await.0.task;
+        target.check(task, 6, code).await;
+    }
+    let task = target.command().await.0.task;
+    target.respond(task, Status::Good).await;
+    ready.await.unwrap().unwrap();
+    assert_eq!(disk.incarnation.load(Ordering::SeqCst), 0);
+    // But what could not be written is told, whoever was asked.
+    let ready = jobs.ready();
+    let task = target.command().await.0.task;
+    target.check_in(0x71, task, 3, 0x0C00).await;
+    let task = target.command().await.0.task;
+    target.respond(task, Status::Good).await;
+    ready.await.unwrap().unwrap();
+    assert!(disk.deferred_error.load(Ordering::SeqCst));
+    watch.adopt();
+    let write = jobs.write(0, vec![7; 512]);
+    let task = target.command().await.0.task;
+    target.check(task, 6, 0x2900).await;
+    lost(write).await;
+    assert_eq!(disk.incarnation.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_link_to_another_unit_sends_nothing_more_at_once() {
+    let Running { mut target, jobs, watch, link } = start_with(Parameters::default(), 1);
+    let write = jobs.write(0, vec![7; 512]);
+    let task = target.command().await.0.task;
+    let queued: Vec<_> = (1..4).map(|lba| jobs.write(lba, vec![7; 512])).collect();
+    tokio::task::yield_now().await;
+    watch.halt();
+    drop(jobs);
+    target.respond(task, Status::Good).await;
+    let Ended { why, unsent } = link.await.unwrap();
+    assert!(matches!(why, Err(LinkError::Halted)), "{why:?}");
+    assert_eq!(unsent.len(), 3);
+    target.receives_nothing_more().await;
+    drop(unsent);
+    for write in queued.into_iter().chain([write]) {
+        lost(write).await;
+    }
+}
+
+#[tokio::test]
+async fn sense_data_that_cannot_be_read_may_have_told_of_a_reset() {
     let Running { mut target, jobs, watch, .. } = start();
     let write = jobs.write(0, vec![7; 512]);
-    let (head, data) = target.command().await;
-    assert_eq!(watch.incarnation.load(Ordering::SeqCst), 0);
-    target.check(head.task, 6, 0x2900).await;
-    let (again, same) = target.command().await;
+    let task = target.command().await.0.task;
+    target.respond(task, Status::CheckCondition).await;
+    assert_eq!(write.await.unwrap().unwrap_err(), Failure::Status);
     assert_eq!(watch.incarnation.load(Ordering::SeqCst), 1);
-    assert!(again.task != head.task && again.cdb == head.cdb && same == data);
-    target.respond(again.task, Status::Good).await;
+}
+
+#[tokio::test]
+async fn a_write_that_is_done_before_its_data_was_asked_for_is_not_done() {
+    let Running { mut target, jobs, link, .. } = start();
+    let write = jobs.write(0, vec![7; 65536]);
+    let task = target.command().await.0.task;
+    target.ask(task, 0, 8192, 4096).await;
+    target.data_out().await;
+    target.respond(task, Status::Good).await;
+    broken(link, "a command done without its data").await;
+    lost(write).await;
+}
+
+#[tokio::test]
+async fn a_target_that_takes_nothing_cannot_ask_for_more_and_more() {
+    let parameters =
+        Parameters { outstanding_r2t_max: 8, burst_max: 1 << 20, sent_max: 1 << 18, ..Parameters::default() };
+    let (connection, mut target) = connected(parameters, WINDOW);
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let mut link = Link::new(connection, 7 << 48, receiver, Watch::default());
+    let (jobs, data) = (Jobs(sender), vec![7; 4 << 20]);
+    let writes: Vec<_> = (0..8).map(|lba| jobs.write(lba, data.clone())).collect();
+    tokio::task::yield_now().await;
+    let asking = async {
+        for task in 1..=8 {
+            for r2t_sn in 0..3 {
+                target.ask(task, r2t_sn, (r2t_sn << 20) + (1 << 16), 1 << 20).await;
+            }
+        }
+        // It is heard as far as it goes.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        ended = poll_fn(|cx| link.poll(cx)) => panic!("{ended:?}"),
+        () = asking => {}
+    }
+    let queued = link.outbox.len();
+    assert!((OUTBOX_MAX / 2..OUTBOX_MAX + (2 << 20)).contains(&queued), "{queued}");
+    // And it goes on when it takes something.
+    let taking = async {
+        let mut taken = 0;
+        while taken < 20 << 20 {
+            let mut buffer = vec![0; 1 << 20];
+            taken += tokio::io::AsyncReadExt::read(&mut target.stream, &mut buffer).await.unwrap();
+        }
+    };
+    tokio::select! {
+        ended = poll_fn(|cx| link.poll(cx)) => panic!("{ended:?}"),
+        () = taking => {}
+    }
+    drop((link, writes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_command_over_a_slow_network_has_its_time() {
+    let Running { mut target, jobs, .. } = start();
+    let write = jobs.write(0, vec![7; 8192 + 20 * 512]);
+    let task = target.command().await.0.task;
+    let begun = Instant::now();
+    for r2t_sn in 0..20 {
+        tokio::time::sleep(SILENCE_MAX - Duration::from_secs(1)).await;
+        target.ask(task, r2t_sn, 8192 + r2t_sn * 512, 512).await;
+        target.data_out().await;
+    }
+    assert!(begun.elapsed() > COMMAND_MAX);
+    target.respond(task, Status::Good).await;
     write.await.unwrap().unwrap();
 }
 
@@ -479,6 +630,16 @@ async fn a_deferred_error_is_noted_and_its_command_is_sent_again() {
     assert_eq!(watch.incarnation.load(Ordering::SeqCst), 1);
     target.respond(task, Status::Good).await;
     write.await.unwrap().unwrap();
+    // A retry that succeeded in the end is no error.
+    let Running { mut target, jobs, watch, .. } = start();
+    let write = jobs.write(0, vec![7; 512]);
+    let task = target.command().await.0.task;
+    target.check_in(0x71, task, 1, 0x0C01).await;
+    let task = target.command().await.0.task;
+    target.respond(task, Status::Good).await;
+    write.await.unwrap().unwrap();
+    assert!(!watch.deferred_error.load(Ordering::SeqCst));
+    assert_eq!(watch.incarnation.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
@@ -487,9 +648,9 @@ async fn unit_attentions_without_end_are_an_error() {
     let write = jobs.write(0, vec![7; 512]);
     for _ in 0..=Patience::USUAL.attempts {
         let task = target.command().await.0.task;
-        target.check(task, 6, 0x2900).await;
+        target.check(task, 6, 0x2A01).await;
     }
-    assert_eq!(write.await.unwrap().unwrap_err().to_disk(), DiskError::Io(disk::Errno::EIO));
+    assert_eq!(write.await.unwrap().unwrap_err().to_disk(), DiskError::Refused(disk::Errno::EIO));
 }
 
 #[tokio::test(start_paused = true)]
@@ -547,12 +708,13 @@ async fn a_change_whose_outcome_is_unknown_is_lost_and_never_sent_again() {
     let Running { mut target, jobs, link, .. } = start();
     let write = jobs.write(0, vec![7; 512]);
     let task = target.command().await.0.task;
-    target.check(task, 0xB, 0x0000).await;
-    lost(write).await;
-    let write = jobs.write(0, vec![7; 512]);
-    let task = target.command().await.0.task;
     target.respond(task, Status::TaskAborted).await;
     lost(write).await;
+    // The unit itself has ended it, and has answered: nothing is still to come.
+    let write = jobs.write(0, vec![7; 512]);
+    let task = target.command().await.0.task;
+    target.check(task, 0xB, 0x0000).await;
+    assert_eq!(write.await.unwrap().unwrap_err().to_disk(), DiskError::Io(disk::Errno::EIO));
     // Target failure.
     let write = jobs.write(0, vec![7; 512]);
     let task = target.command().await.0.task;

@@ -1,5 +1,7 @@
 //! The data of one command (RFC 7143, 4.2.5.2, 11.7 and 11.8): what comes is checked, what goes is cut as was agreed. Pure.
 
+use std::collections::VecDeque;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::iscsi::parameters::Parameters;
@@ -18,6 +20,10 @@ pub struct Incoming {
 impl Incoming {
     pub fn new(expected: u32) -> Self {
         Self { expected: expected as usize, data_sn: 0, whole: Bytes::new(), pieces: BytesMut::new() }
+    }
+
+    pub fn expected(&self) -> u32 {
+        self.expected as u32
     }
 
     fn received(&self) -> usize {
@@ -63,11 +69,21 @@ pub struct Outgoing {
     /// Bytes that were sent, or are about to be.
     sent: usize,
     r2t_sn: u32,
+    /// Where what was asked for ends in what is sent on the connection, as long as it may not have been taken.
+    asked: VecDeque<u64>,
 }
 
 impl Outgoing {
     pub fn new(data: Bytes) -> Self {
-        Self { data, sent: 0, r2t_sn: 0 }
+        Self { data, sent: 0, r2t_sn: 0, asked: VecDeque::new() }
+    }
+
+    pub fn is_sent(&self) -> bool {
+        self.sent == self.data.len()
+    }
+
+    pub fn into_data(self) -> Bytes {
+        self.data
     }
 
     fn next(&mut self, end: usize) -> Bytes {
@@ -90,8 +106,20 @@ impl Outgoing {
         Sequence { offset, data: self.next(end) }
     }
 
-    /// What the target asks for: what is next, as was agreed.
-    pub fn asked(&mut self, head: &ReadyToTransfer, parameters: &Parameters) -> Result<Sequence, &'static str> {
+    /// What the target asks for: what is next, as was agreed. `sent` is how far the connection has come.
+    pub fn asked(
+        &mut self,
+        head: &ReadyToTransfer,
+        sent: u64,
+        parameters: &Parameters,
+    ) -> Result<Sequence, &'static str> {
+        while self.asked.front().is_some_and(|end| *end <= sent) {
+            self.asked.pop_front();
+        }
+        // 13.17: without a bound, it could ask for every byte by itself, and take none.
+        if self.asked.len() >= parameters.outstanding_r2t_max as usize {
+            return Err("it asks for more at a time than was agreed");
+        }
         if head.r2t_sn != self.r2t_sn {
             return Err("it asks for data out of order");
         }
@@ -108,6 +136,11 @@ impl Outgoing {
         }
         let offset = self.sent;
         Ok(Sequence { offset, data: self.next(offset + length) })
+    }
+
+    /// What was asked for last goes up to there.
+    pub fn answers_until(&mut self, end: u64) {
+        self.asked.push_back(end);
     }
 }
 
@@ -180,7 +213,7 @@ mod tests {
         let mut outgoing = Outgoing::new(data(5000));
         outgoing.immediate(&with);
         let ask = ReadyToTransfer { offset: 1000, length: 2500, ..ReadyToTransfer::default() };
-        let pdus: Vec<_> = outgoing.asked(&ask, &with).unwrap().pdus(1000).collect();
+        let pdus: Vec<_> = outgoing.asked(&ask, 0, &with).unwrap().pdus(1000).collect();
         let heads: Vec<_> =
             pdus.iter().map(|(head, data)| (head.data_sn, head.offset, data.len(), head.flags)).collect();
         assert_eq!(heads, [(0, 1000, 1000, 0), (1, 2000, 1000, 0), (2, 3000, 500, FINAL)]);
@@ -201,11 +234,30 @@ mod tests {
         ] {
             let mut outgoing = Outgoing::new(data(10_000));
             outgoing.immediate(&with);
-            assert!(outgoing.asked(&wrong, &with).is_err(), "{wrong:?}");
+            assert!(outgoing.asked(&wrong, 0, &with).is_err(), "{wrong:?}");
         }
         let mut outgoing = Outgoing::new(data(2000));
         outgoing.immediate(&with);
-        assert!(outgoing.asked(&ask(0, 1000, 1001), &with).is_err());
+        assert!(outgoing.asked(&ask(0, 1000, 1001), 0, &with).is_err());
+    }
+
+    #[test]
+    fn no_more_is_asked_for_at_a_time_than_was_agreed() {
+        let with = Parameters { outstanding_r2t_max: 2, ..parameters(true, true) };
+        let ask = |r2t_sn: u32| ReadyToTransfer {
+            r2t_sn,
+            offset: 1000 + 500 * r2t_sn,
+            length: 500,
+            ..ReadyToTransfer::default()
+        };
+        let mut outgoing = Outgoing::new(data(10_000));
+        outgoing.immediate(&with);
+        for (r2t_sn, end) in [(0, 2000), (1, 3000)] {
+            assert!(outgoing.asked(&ask(r2t_sn), 1000, &with).is_ok());
+            outgoing.answers_until(end);
+        }
+        assert!(outgoing.asked(&ask(2), 1999, &with).is_err());
+        assert!(outgoing.asked(&ask(2), 2000, &with).is_ok());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Mutex as StdMutex;
 
 use super::super::command::Failure;
 use super::super::link::{Completion, Residual, Transfer};
-use super::super::unit::{Unmaps, WritesSame};
+use super::super::unit::{Synchronizes, Unmaps, WritesSame};
 use super::*;
 use crate::iscsi::initiator::cdb::Form;
 use crate::scsi::{Key, Received, Status};
@@ -47,7 +47,8 @@ fn unit(answers: Answers) -> (mpsc::UnboundedSender<Job>, Sent) {
             let selector = match cdb[0] {
                 0x12 if cdb[1] & 1 == 0 => 0xFF,
                 0x12 => cdb[2],
-                0x9E | 0xA3 => cdb[1],
+                0xA3 => cdb[3],
+                0x9E => cdb[1],
                 _ => 0,
             };
             let unknown = Err((Key::IllegalRequest, 0x2000));
@@ -101,7 +102,7 @@ fn facts() -> Facts {
         preferred: 4096,
         transfer_max: 128,
         form: Form::Sixteen,
-        synchronize: Some(Form::Ten),
+        synchronize: Synchronizes::By(Form::Ten),
         unmap: Some(Unmaps { count_max: 100, granularity: 8, alignment: 0 }),
         write_same: Some(WritesSame { count_max: 1000, unmaps: true }),
         lba_status: false,
@@ -131,7 +132,7 @@ async fn a_unit_that_knows_only_what_it_must_is_a_disk() {
         blocks: 2048,
         transfer_max: 2048,
         form: Form::Ten,
-        synchronize: None,
+        synchronize: Synchronizes::Perhaps,
         unmap: None,
         write_same: None,
         unmapped_is_zero: false,
@@ -139,7 +140,7 @@ async fn a_unit_that_knows_only_what_it_must_is_a_disk() {
         ..super::units::facts()
     };
     assert_eq!(facts, expected);
-    let abilities = Abilities { multi_conn: true, ..Abilities::default() };
+    let abilities = Abilities { flush: true, multi_conn: true, ..Abilities::default() };
     assert_eq!(facts.geometry().abilities, abilities);
 }
 
@@ -167,6 +168,9 @@ async fn what_is_no_disk_that_can_be_served_is_refused() {
     let mut answers = plain();
     answers.insert((0x9E, 0x10), Ok(vec![0xFF; 32]));
     assert!(matches!(look(answers).await.unwrap_err(), UnitError::Size(u64::MAX)));
+    // It has more blocks than this command can say.
+    let error = with((0x25, 0), &|data| data[..4].fill(0xFF)).await;
+    assert!(matches!(error, UnitError::Size(0x1_0000_0000)), "{error}");
 }
 
 #[tokio::test]
@@ -185,7 +189,7 @@ async fn limits_and_abilities_are_those_that_the_unit_states() {
     (capacity[7], capacity[10], capacity[13], capacity[14]) = (255, 2, 3, 0xC0);
     answers.insert((0x9E, 0x10), Ok(capacity));
     answers.insert((0x88, 0), Ok(vec![]));
-    answers.insert((0x35, 0), Ok(vec![]));
+    answers.insert((0xA3, 0x35), Ok(vec![0, 3, 0, 0]));
     answers.insert((0x1A, 0), Ok(vec![3, 0, 0x90, 0]));
     let facts = look(answers).await.unwrap();
     let expected = Facts {
@@ -265,9 +269,99 @@ async fn a_unit_that_is_less_than_was_promised_is_not_used() {
     assert!(matches!(with(|facts| facts.block_length = 4096), Err(Changed::BlockLength { .. })));
     assert!(matches!(with(|facts| facts.read_only = true), Err(Changed::Abilities { .. })));
     assert!(matches!(with(|facts| facts.unmap = None), Err(Changed::Abilities { .. })));
-    assert!(matches!(with(|facts| facts.synchronize = None), Err(Changed::Abilities { .. })));
+    assert!(matches!(with(|facts| facts.synchronize = Synchronizes::No), Err(Changed::Abilities { .. })));
     let before = disk.geometry();
     assert_eq!(with(|facts| (facts.blocks, facts.transfer_max) = (facts.blocks + 1, 64)), Ok(()));
     assert_eq!(disk.geometry(), before, "what has grown is taken up at the next start");
     assert_eq!(disk.shared.facts().transfer_max, 64);
+}
+
+/// An answer of REPORT SUPPORTED OPERATION CODES.
+fn support(code: u8) -> Result<Vec<u8>, (Key, u16)> {
+    Ok(vec![0, code, 0, 0])
+}
+
+#[tokio::test]
+async fn a_unit_that_is_looked_at_is_not_made_to_tell_what_it_could_not_write() {
+    const NO: (Key, u16) = (Key::IllegalRequest, 0x2400);
+    for (ten, sixteen, expected) in [
+        (support(3), support(1), Synchronizes::By(Form::Ten)),
+        (support(1), support(3), Synchronizes::By(Form::Sixteen)),
+        (support(1), support(1), Synchronizes::No),
+        (support(0), support(0), Synchronizes::Perhaps),
+        (Err(NO), Err(NO), Synchronizes::Perhaps),
+    ] {
+        let mut answers = plain();
+        for code in [0x35, 0x91] {
+            answers.insert((code, 0), Err((Key::MediumError, 0x0C00)));
+        }
+        answers.extend([((0xA3, 0x35), ten), ((0xA3, 0x91), sixteen)]);
+        let (jobs, sent) = unit(answers);
+        let facts = inspect(&Direct { jobs, patience: Patience::NONE }, &url()).await.unwrap();
+        assert_eq!(facts.synchronize, expected);
+        assert!(sent.lock().unwrap().iter().all(|(cdb, _)| ![0x35, 0x91].contains(&cdb[0])));
+    }
+}
+
+#[tokio::test]
+async fn a_unit_without_the_command_has_nothing_to_flush_and_any_other_failure_is_told() {
+    let flush = async |synchronize, ten: Option<(Key, u16)>, sixteen: Option<(Key, u16)>| {
+        let answer = |failure: Option<(Key, u16)>| failure.map_or(Ok(vec![]), Err);
+        let answers = Answers::from([((0x35, 0), answer(ten)), ((0x91, 0), answer(sixteen))]);
+        disk(Facts { synchronize, ..facts() }, answers).0.flush().await
+    };
+    let (unknown, medium) = (Some((Key::IllegalRequest, 0x2000)), Some((Key::MediumError, 0x0C00)));
+    let (perhaps, known) = (Synchronizes::Perhaps, Synchronizes::By(Form::Ten));
+    let failed = Err(DiskError::Io(Errno::EIO));
+    assert_eq!(flush(perhaps, unknown, unknown).await, Ok(()));
+    assert_eq!(flush(perhaps, unknown, medium).await, failed);
+    assert_eq!(flush(perhaps, medium, None).await, failed);
+    assert_eq!(flush(known, medium, None).await, failed);
+    assert_eq!(flush(known, unknown, None).await, Err(DiskError::Io(Errno::ENOTSUP)), "it said that it knows it");
+    // One that was not done says nothing of what is not on the medium.
+    for code in [0x0401, 0x3A00] {
+        let refused = Err(DiskError::Refused(Errno::EIO));
+        assert_eq!(flush(known, Some((Key::NotReady, code)), None).await, refused);
+    }
+}
+
+#[tokio::test]
+async fn only_a_flush_tells_what_was_never_written() {
+    let (disk, _) = disk(facts(), all_good());
+    disk.shared.watch.deferred_error.store(true, Ordering::SeqCst);
+    disk.trim(0, 4096, true).await.unwrap();
+    assert_eq!(disk.flush().await, Err(DiskError::Io(Errno::EIO)));
+}
+
+#[tokio::test]
+async fn a_failure_that_passes_is_no_answer() {
+    let mut able = plain();
+    let mut capacity = vec![0; 32];
+    (capacity[7], capacity[10], capacity[14]) = (255, 2, 0xC0);
+    able.extend([((0x9E, 0x10), Ok(capacity)), ((0x88, 0), Ok(vec![]))]);
+    look(able.clone()).await.unwrap();
+    for command in [(0x1A, 0), (0x5A, 0), (0x88, 0), (0x9E, 0x10), (0x9E, 0x12), (0xA3, 0x35), (0xA3, 0x93), (0x12, 0)]
+    {
+        let mut answers = able.clone();
+        for failure in [(Key::HardwareError, 0x4400), (Key::AbortedCommand, 0), (Key::IllegalRequest, 0x2500)] {
+            answers.insert(command, Err(failure));
+            let looked = look(answers.clone()).await;
+            assert!(matches!(looked, Err(UnitError::Failed { .. })), "{command:x?}: {looked:?}");
+        }
+    }
+    // A first block that cannot be read.
+    able.insert((0x88, 0), Err((Key::MediumError, 0x1100)));
+    assert_eq!(look(able).await.unwrap().form, Form::Sixteen);
+}
+
+#[tokio::test]
+async fn a_unit_that_does_not_know_what_it_supports_has_not_said_no() {
+    let mut answers = plain();
+    let page = |number: u8, data: &[u8]| Ok([&[0, number, 0, data.len() as u8], data].concat());
+    answers.insert((0x12, 0x00), page(0x00, &[0x00, 0xB2]));
+    answers.insert((0x12, 0xB2), page(0xB2, &[0, 0x40]));
+    for (said, expected) in [(0, true), (1, false), (3, true), (5, false)] {
+        answers.insert((0xA3, 0x93), support(said));
+        assert_eq!(look(answers.clone()).await.unwrap().write_same.is_some(), expected, "SUPPORT = {said}");
+    }
 }
