@@ -137,6 +137,8 @@ fn iscsi_target() {
     known.data(2, &[7; 4096], 0);
     let sense = [0x70, 0, 3, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0];
     let attention = [0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0, 0, 0, 0, 0];
+    // Other modes than before: unlike a reset, that does not end the session.
+    let changed = [0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x2A, 1, 0, 0, 0, 0];
     for task in 3..7 {
         known.status(task, 2, &sense);
     }
@@ -164,7 +166,7 @@ fn iscsi_target() {
         known.status(task, if part == 0 { 8 } else { 0 }, &[]);
     }
     for task in 14..20 {
-        known.status(task, if task == 15 { 2 } else { 0 }, if task == 15 { &attention } else { &[] });
+        known.status(task, if task == 15 { 2 } else { 0 }, if task == 15 { &changed } else { &[] });
     }
     for task in 20..24 {
         known.status(task, 0, &[]);
