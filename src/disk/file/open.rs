@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags, fallocate, flock, fstatfs,
@@ -73,7 +74,25 @@ const DIRECT_BLOCK_ASSUMED: u32 = 4 * KIB as u32;
 /// `TMPFS_MAGIC` of linux/magic.h.
 const TMPFS: u64 = 0x0102_1994;
 
+/// How long a process that was killed may seem to hold what it had open: the kernel ends what its io_uring was doing
+/// first, beside everything else that it has to do.
+const HOLDER_GONE_WITHIN: Duration = Duration::from_secs(3);
+const HOLDER_PAUSE: Duration = Duration::from_millis(20);
+
+/// Waits a moment for whoever holds it, see [`HOLDER_GONE_WITHIN`].
 pub(super) fn open(path: &Path, options: Options) -> Result<Found, OpenError> {
+    let begun = Instant::now();
+    loop {
+        match attempt(path, options) {
+            Err(OpenError::Locked { .. } | OpenError::InUse { .. }) if begun.elapsed() < HOLDER_GONE_WITHIN => {
+                std::thread::sleep(HOLDER_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn attempt(path: &Path, options: Options) -> Result<Found, OpenError> {
     let create = options.create.filter(|_| !options.read_only);
     let failed = |action| {
         let path = path.to_owned();

@@ -332,6 +332,20 @@ fn a_disk_in_use_by_several_runtimes_outlives_each_of_them() {
     });
 }
 
+/// A gateway that was killed is started again at once.
+#[test]
+fn a_file_is_opened_whose_holder_is_gone_in_a_moment() {
+    let folder = folder();
+    let path = folder.path().join("disk");
+    let held = open_without_ring(&path, BUFFERED);
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(held);
+    });
+    FileDisk::open(&path, BUFFERED).unwrap();
+    holder.join().unwrap();
+}
+
 #[tokio::test]
 async fn the_lock_is_held_without_io_uring_too_and_gone_with_the_disk() {
     let folder = folder();
