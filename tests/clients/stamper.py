@@ -49,6 +49,7 @@ def arguments():
     p.add_argument("--max-sectors", type=int, default=128)
     p.add_argument("--hot", type=int, default=0, help="MiB at the start that get half of the operations")
     p.add_argument("--zero", type=int, default=0, help="per cent of operations")
+    p.add_argument("--zero-border", type=int, default=1, help="sectors that zeroes begin and end at a multiple of")
     p.add_argument("--trim", type=int, default=0, help="per cent of operations")
     p.add_argument("--flush", type=int, default=0, help="per cent of operations")
     p.add_argument("--fua", type=int, default=0, help="per cent of changes")
@@ -94,12 +95,13 @@ class Stamper:
         count = min(1 << self.random.randrange(args.max_sectors.bit_length()), args.max_sectors)
         if self.random.random() < 0.5:
             count = self.random.randint(1, count)
-        count = min(count, sectors)
+        border = args.zero_border if kind == "zero" else 1
         while True:
-            first = self.random.randrange(sectors - count + 1)
+            count = max(border, min(count, sectors) // border * border)
+            first = self.random.randrange(sectors - count + 1) // border * border
             if self.busy.find(1, first, first + count) < 0:
                 return kind, first, count
-            count = max(1, count // 2)
+            count //= 2
 
     def payload(self, number, writer, first, count):
         parts = []

@@ -211,9 +211,9 @@ fn a_load_through_qemus_initiator_has_points_that_are_one_cut_each() {
     let mut gateway = scene.serve();
     gateway.settle();
     let (_bridge, uri) = bridge(&scene);
-    // That server keeps what is trimmed, and what is zeroed off the borders by which the unit unmaps it makes in several
-    // commands: a cut between them is one to us, and not to the client.
-    let load = Load { connections: 1, zero: 0, trim: 0, ..Load::MIXED };
+    // That server keeps what is trimmed, and zeroes in up to three commands, one after the other, what does not begin and
+    // end where the unit unmaps by: a cut between them is one to us, and not to the client.
+    let load = Load { connections: 1, zero_border: 8, trim: 0, ..Load::MIXED };
     let stamper = Stamper::start(&load, &uri, &scene.path(""));
     gateway.wait_for_points(4);
     let trace = stamper.stop();

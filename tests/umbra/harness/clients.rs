@@ -35,6 +35,8 @@ pub struct Load {
     pub hot: u32,
     /// Per cent of operations, or of changes.
     pub zero: u32,
+    /// Sectors; zeroes begin and end at multiples of it.
+    pub zero_border: u32,
     pub trim: u32,
     pub flush: u32,
     pub fua: u32,
@@ -50,6 +52,7 @@ impl Load {
         ops: 0,
         hot: 1,
         zero: 0,
+        zero_border: 1,
         trim: 0,
         flush: 0,
         fua: 0,
@@ -84,6 +87,7 @@ impl Stamper {
             ("--ops", load.ops),
             ("--hot", load.hot),
             ("--zero", load.zero),
+            ("--zero-border", load.zero_border),
             ("--trim", load.trim),
             ("--flush", load.flush),
             ("--fua", load.fua),
