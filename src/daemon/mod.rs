@@ -6,18 +6,18 @@
 
 pub mod check;
 pub mod notify;
+mod offers;
 mod scrubs;
 pub mod secrets;
 pub mod state;
 pub mod stores;
 mod targets;
+mod watched;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
@@ -38,17 +38,20 @@ use crate::snapshot::compare::Comparer;
 use crate::snapshot::publisher::{self, Expected, Left, Parts};
 use crate::snapshot::status::Report;
 use crate::snapshot::upload::Memory;
-use crate::status::forecast::Forecast;
-use crate::status::{self, LogStatus, PointStatus, ScrubStatus, Status, StatusError, VolumeStatus};
+use crate::status::{self, StatusError};
 use crate::units::Generation;
 use crate::volume::boot::{self, Found};
 use crate::volume::{self, MarksFail, Sequences, Volume};
 use crate::{marks, task, writelog};
 
+pub use offers::Offer;
+
+use offers::address;
 use secrets::SecretError;
 use state::{Clean, StateError, StateFolder, VolumeState};
 use stores::{Port, StoreError};
 use targets::TargetError;
+use watched::{Watched, keep_house, reserve_sequences, status_of};
 
 /// How long a stop goes on uploading what is left.
 pub const LEAVE_MAX: Duration = Duration::from_secs(60);
@@ -59,9 +62,6 @@ const FLUSH_MAX: Duration = Duration::from_secs(30);
 /// when the login has: tgt lets go on what its threads have begun. And where an address has moved to another portal
 /// group, that login is no such thing.
 const QUARANTINE: Duration = Duration::from_secs(10 * 60);
-/// How often the sequence's reserve and the volumes' ages are looked at.
-const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(250);
-
 /// What a start may do besides what the configuration says.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -130,12 +130,6 @@ pub struct Gateway {
     background: JoinSet<()>,
 }
 
-/// A volume, and a URI at which clients have it.
-pub struct Offer {
-    pub volume: String,
-    pub uri: String,
-}
-
 struct Running {
     name: String,
     volume: Volume,
@@ -143,18 +137,6 @@ struct Running {
     /// The mark that it was started with.
     clean: Option<Clean>,
     publisher: Option<JoinHandle<Option<Left>>>,
-}
-
-/// A volume as the status and the alarm see it.
-struct Watched {
-    volume: Volume,
-    report: Arc<Report>,
-    comparer: Comparer,
-    max_age: Duration,
-    late: AtomicBool,
-    forecast: Mutex<Forecast>,
-    /// How many stuck regions the state folder knows.
-    stuck: AtomicU64,
 }
 
 impl Gateway {
@@ -246,15 +228,8 @@ impl Gateway {
             if let Some(iscsi) = &config.iscsi {
                 targets.push(targets::target(&state, &iscsi.iqn, &volume, kept.log.0).await?);
             }
-            watched.push(Watched {
-                volume: volume.clone(),
-                comparer: Comparer::new(volume.clone(), report.clone(), config.snapshot.scan_rate.limit()),
-                report,
-                max_age: written.max_age,
-                late: AtomicBool::new(false),
-                forecast: Mutex::default(),
-                stuck: AtomicU64::new(volume.stuck_regions()),
-            });
+            let comparer = Comparer::new(volume.clone(), report.clone(), config.snapshot.scan_rate.limit());
+            watched.push(Watched::new(volume.clone(), report, comparer, written.max_age));
             starting.push((Running { name, volume, store, clean: kept.clean, publisher: None }, publisher));
         }
         pool.release_unclaimed();
@@ -277,13 +252,10 @@ impl Gateway {
             volumes.push(running);
         }
         let mut exports = Vec::new();
-        for (at, running) in volumes.iter().enumerate() {
-            let volume = &running.name;
-            let mut offer = |uri| exports.push(Offer { volume: volume.clone(), uri });
-            server.addresses().iter().for_each(|address| offer(nbd_uri(volume, address)));
-            for address in iscsi_server.iter().flat_map(|server| server.addresses()) {
-                offer(format!("iscsi://{address}/{}/0", targets[at].name()));
-            }
+        for (at, Running { name, .. }) in volumes.iter().enumerate() {
+            exports.extend(server.addresses().iter().map(|address| Offer::nbd(name, address)));
+            let portals = iscsi_server.iter().flat_map(|server| server.addresses());
+            exports.extend(portals.map(|portal| Offer::iscsi(name, &portal, targets[at].name())));
         }
         let (stop_server, stopped) = watch::channel(false);
         let mut servers = JoinSet::new();
@@ -294,7 +266,7 @@ impl Gateway {
         let watched: Arc<[Watched]> = watched.into();
         let mut background = JoinSet::new();
         let of_status = watched.clone();
-        let comparers: Vec<Comparer> = watched.iter().map(|watched| watched.comparer.clone()).collect();
+        let comparers: Vec<Comparer> = watched.iter().map(|watched| watched.comparer().clone()).collect();
         let by_name =
             comparers.iter().map(|comparer| (comparer.volume().name().to_owned(), comparer.clone())).collect();
         let desk = Desk { status: Box::new(move || status_of(&of_status)), comparers: by_name };
@@ -517,125 +489,8 @@ async fn flush(store: &dyn Disk) -> Result<(), DiskError> {
     tokio::time::timeout(FLUSH_MAX, store.flush()).await.unwrap_or(Err(DiskError::Lost))
 }
 
-fn reserve_sequences(state: &StateFolder, sequences: &Sequences) -> Result<(), StateError> {
-    if let Some(mark) = sequences.wanted() {
-        state.set_sequence(mark)?;
-        sequences.reserved_through(mark);
-    }
-    Ok(())
-}
-
-/// Renews the sequence's reserve, and raises and lowers alarms.
-async fn keep_house(state: Arc<StateFolder>, sequences: Arc<Sequences>, watched: Arc<[Watched]>) {
-    loop {
-        tokio::time::sleep(HOUSEKEEPING_EVERY).await;
-        let (reserving, of) = (state.clone(), sequences.clone());
-        let reserved = tokio::task::spawn_blocking(move || reserve_sequences(&reserving, &of)).await;
-        if let Ok(Err(error)) = reserved {
-            warn!(%error, "the state folder cannot be written");
-        }
-        for watched in watched.iter() {
-            watched.volume.tick();
-            watched.alarm();
-            watched.remember_stuck(&state);
-        }
-    }
-}
-
-impl Watched {
-    /// A failed flush has left something in caches that cannot be given up: the next start is to know.
-    fn remember_stuck(&self, state: &StateFolder) {
-        if self.volume.stuck_regions() == self.stuck.load(Ordering::Relaxed) {
-            return;
-        }
-        let (name, stuck) = (self.volume.name(), self.volume.stuck());
-        match state.change_volume(name, |kept| kept.stuck.clone_from(&stuck)) {
-            Ok(()) => {
-                let regions = stuck.iter().map(|run| run.end - run.start).sum();
-                self.stuck.store(regions, Ordering::Relaxed);
-            }
-            Err(error) => warn!(volume = name, %error, "the state folder cannot be written"),
-        }
-    }
-
-    fn alarm(&self) {
-        let lag = self.volume.lag();
-        self.forecast.lock().sample(Instant::now(), lag.bytes);
-        let age = lag.age;
-        let late = age > self.max_age;
-        if self.late.swap(late, Ordering::Relaxed) == late {
-            return;
-        }
-        let name = self.volume.name();
-        if late {
-            error!(volume = name, ?age, max_age = ?self.max_age, "the oldest unpublished change is too old");
-        } else {
-            info!(volume = name, "recovery points are up to date again");
-        }
-    }
-
-    fn status(&self) -> VolumeStatus {
-        let Self { volume, report, .. } = self;
-        let lag = volume.lag();
-        let log = volume.log();
-        let full_in = self.forecast.lock().full_in(log.capacity_bytes()).filter(|_| volume.state().logs());
-        VolumeStatus {
-            name: volume.name().to_owned(),
-            state: volume.state().name().to_owned(),
-            size: volume.size(),
-            lag_bytes: lag.bytes,
-            lag_writes: lag.writes,
-            lag_seconds: (lag.age.as_secs_f64() * 1000.0).round() / 1000.0,
-            late: lag.age > self.max_age,
-            newest_point: report
-                .newest_point()
-                .map(|point| PointStatus { number: point.number.0, time: point.time.to_string() }),
-            log: LogStatus {
-                used: log.used_bytes(),
-                size: log.capacity_bytes(),
-                full_in_seconds: full_in.map(|left| left.as_secs_f64().round()),
-            },
-            scanned: volume.size() - volume.scan_left(),
-            total: volume.size(),
-            hot: volume.hot_bytes(),
-            reread: volume.reread(),
-            uploaded: report.uploaded_bytes(),
-            points: report.points(),
-            last_error: report.last_error(),
-            differing: self.comparer.different(),
-            scrub: self.comparer.scrub_status().map(|scrub| ScrubStatus {
-                compared: scrub.compared,
-                total: scrub.total,
-                differing: scrub.differing,
-                finished: scrub.finished.map(|time| time.to_string()),
-            }),
-            latency: volume.latencies().into(),
-        }
-    }
-}
-
-fn status_of(watched: &[Watched]) -> Status {
-    Status { volumes: watched.iter().map(Watched::status).collect() }
-}
-
 async fn iscsi_server(config: &config::Iscsi, targets: &[Arc<Target>]) -> Result<iscsi::target::Server, StartError> {
     let chap = config.chap.as_ref().map(secrets::chap).transpose()?;
     let addresses: Vec<Address> = config.listen.iter().map(address).collect();
     Ok(iscsi::target::Server::bind(&addresses, targets.to_vec(), chap).await?)
-}
-
-/// What a client is to be given (NetworkBlockDevice/nbd, doc/uri.md).
-fn nbd_uri(volume: &str, address: &Address) -> String {
-    match address {
-        Address::Tcp(address) => format!("nbd://{address}/{volume}"),
-        Address::Unix(path) => format!("nbd+unix:///{volume}?socket={}", path.display()),
-    }
-}
-
-fn address(listen: &config::Listen) -> Address {
-    match listen {
-        config::Listen::Tcp { host, port } if host.contains(':') => Address::Tcp(format!("[{host}]:{port}")),
-        config::Listen::Tcp { host, port } => Address::Tcp(format!("{host}:{port}")),
-        config::Listen::Unix(path) => Address::Unix(path.clone()),
-    }
 }
