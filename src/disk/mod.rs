@@ -11,6 +11,7 @@
 //! **No cancellation.** An operation begins when the method is called or its [`Pending`] is first polled; dropping
 //! the `Pending` does not take the operation back. Whoever must know the outcome polls to the end.
 
+pub(crate) mod away;
 pub mod conformance;
 pub mod faulty;
 pub mod file;

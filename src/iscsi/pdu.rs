@@ -419,6 +419,8 @@ pub mod logout {
 
 /// Events of an asynchronous message (11.9.1).
 pub mod event {
+    /// The unit says something; sense data comes with it.
+    pub const SCSI: u8 = 0;
     /// The initiator is to log out within so many seconds, which the third parameter says.
     pub const LOGOUT_REQUESTED: u8 = 1;
     pub const DROPS_CONNECTION: u8 = 2;

@@ -16,13 +16,11 @@ use crate::trace::Trace;
 
 const SIZE: u64 = 64 * MIB;
 /// Of a gateway whose array goes away.
-const AWAY: [&str; 6] = [
+const AWAY: [&str; 5] = [
     INTERRUPTED,
     "the store was lost; what it may have forgotten will be compared",
     "the store came back after a loss; what it may have forgotten is compared",
     "session lost; logging in anew",
-    // While it knows its target not yet.
-    "still away",
     "disconnected: the disk lost its store",
 ];
 

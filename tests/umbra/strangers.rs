@@ -80,7 +80,7 @@ fn a_blank_disk_in_place_of_one_that_died_is_not_published_until_it_is_adopted()
     let mut gateway = scene.serve().allow_each(&[
         INTERRUPTED,
         "connection lost; reconnecting",
-        "the server is away; requests are refused",
+        "the disk is away; requests are refused",
         "the store was lost; what it may have forgotten will be compared",
         "disconnected: the disk lost its store",
         // Whether the write was admitted before the loss was noticed.

@@ -10,7 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
 use super::cdb::Cdb;
-use super::link::{Completion, Job, LOGICAL_UNIT_NOT_SUPPORTED, Residual, Transfer};
+use super::link::{Completion, Job, Residual, Transfer};
+use super::watch::LOGICAL_UNIT_NOT_SUPPORTED;
 use crate::disk::{DiskError, Errno};
 use crate::scsi::{Key, Received, Status};
 

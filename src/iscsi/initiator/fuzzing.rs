@@ -74,20 +74,23 @@ async fn session(mode: u8, stream: Script<'_>) -> bool {
             facts()
         };
         watch.adopt();
-        let phase = if jobs.is_closed() { Phase::Away } else { Phase::Up(jobs) };
-        let shared = Arc::new(Shared::new(options, facts, Duration::ZERO, patience, watch, phase));
+        let is_over = jobs.is_closed();
+        let shared = Arc::new(Shared::new(options, facts, Duration::ZERO, patience, watch, jobs));
+        if is_over {
+            shared.jobs.refuse();
+        }
         let disk = IscsiDisk { shared: opened.get_or_init(|| shared).clone() };
         let answered = requests(&disk).await;
         // The link shall see that nobody sends any more.
-        disk.shared.refuse();
+        disk.shared.jobs.refuse();
         answered
     };
     let watched = async {
         let ended = link.await;
         // Whoever waits for another session waits in vain.
         if let Some(shared) = opened.get() {
-            shared.wait(ended.unsent);
-            shared.refuse();
+            shared.jobs.wait(ended.unsent);
+            shared.jobs.refuse();
         }
     };
     // Commands go before what is answered to them comes.

@@ -12,32 +12,31 @@
 //! how much it may ask for without taking it; how long a command may take, how long the target may be silent, and how
 //! long leaving it may take.
 
+mod receiving;
 mod transfer;
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
 use super::connect::Connection;
+use super::watch::Watch;
 use crate::disk;
-use crate::iscsi::frames::{Frame, FrameError, Frames};
+use crate::iscsi::frames::{FrameError, Frames};
 use crate::iscsi::parameters::Parameters;
 use crate::iscsi::pdu::{
-    self, AsyncMessage, DataIn, FINAL, IMMEDIATE, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut,
-    ReadyToTransfer, Reject, ScsiCommand, ScsiResponse, command, data_in, event, logout, residual,
+    self, FINAL, IMMEDIATE, LogoutRequest, NO_TAG, NopOut, ScsiCommand, command, logout, residual,
 };
 use crate::net::{Inbox, Outbox};
-use crate::scsi::{Key, Received, Status};
+use crate::scsi::{Received, Status};
 use transfer::{Incoming, Outgoing};
 
 /// Requests that are queued for the socket before more are taken.
@@ -102,83 +101,6 @@ impl Residual {
             residual::UNDERFLOW => Self::Under(count),
             _ => Self::None,
         }
-    }
-}
-
-/// What is to be known of a unit before the answer that tells of it is passed on.
-#[derive(Clone, Default)]
-pub(super) struct Watch {
-    /// Rises when the unit may have forgotten what was not flushed.
-    pub incarnation: Arc<AtomicU64>,
-    /// A change that was answered as done was not, and no flush has told of it yet.
-    pub deferred_error: Arc<AtomicBool>,
-    /// Told when the unit says that it is not what it was.
-    pub look_again: Arc<Notify>,
-    /// The unit behind the session was found to be the right one. Of one session; all else is the disk's.
-    adopted: Arc<AtomicBool>,
-    /// It was found not to be: nothing more is sent.
-    halt: Arc<Notify>,
-}
-
-/// ADDITIONAL SENSE CODEs (SPC-4, annex F).
-pub(super) const LOGICAL_UNIT_NOT_SUPPORTED: u16 = 0x2500;
-/// With all qualifiers: NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED; POWER ON, RESET, OR BUS DEVICE RESET OCCURRED.
-const MEDIUM_MAY_HAVE_CHANGED: u8 = 0x28;
-const RESET: u8 = 0x29;
-const CAPACITY_DATA_HAS_CHANGED: u16 = 0x2A09;
-const INQUIRY_DATA_HAS_CHANGED: u16 = 0x3F03;
-const DEVICE_IDENTIFIER_CHANGED: u16 = 0x3F05;
-const REPORTED_LUNS_DATA_HAS_CHANGED: u16 = 0x3F0E;
-
-/// Whether the unit that says so may be another from now on, or will be soon: behind a LUN that was mapped anew, or behind
-/// what was powered off meanwhile. The command that it came with was not done.
-fn may_be_another(sense: Received) -> bool {
-    if sense.deferred {
-        return false;
-    }
-    let attention = matches!(sense.code.to_be_bytes()[0], MEDIUM_MAY_HAVE_CHANGED | RESET)
-        || [INQUIRY_DATA_HAS_CHANGED, DEVICE_IDENTIFIER_CHANGED, REPORTED_LUNS_DATA_HAS_CHANGED].contains(&sense.code);
-    let gone = sense.is(Key::IllegalRequest) && sense.code == LOGICAL_UNIT_NOT_SUPPORTED;
-    sense.is(Key::UnitAttention) && attention || gone
-}
-
-impl Watch {
-    /// For a session that begins.
-    pub fn of_a_session(&self) -> Self {
-        Self { adopted: Arc::default(), halt: Arc::default(), ..self.clone() }
-    }
-
-    /// From here on the unit is one that was identified.
-    pub fn adopt(&self) {
-        self.adopted.store(true, Ordering::SeqCst);
-    }
-
-    /// Ends the link; what is in flight is lost.
-    pub fn halt(&self) {
-        self.halt.notify_one();
-    }
-
-    /// Takes what came with CHECK CONDITION; none if it could not be read. Says whether the unit may be another.
-    fn see(&self, sense: Option<Received>) -> bool {
-        let adopted = self.adopted.load(Ordering::SeqCst);
-        let Some(sense) = sense else {
-            // It may have said that it was reset.
-            self.incarnation.fetch_add(adopted.into(), Ordering::SeqCst);
-            return false;
-        };
-        if sense.deferred && !sense.is(Key::NoSense) && !sense.is(Key::RecoveredError) {
-            self.deferred_error.store(true, Ordering::SeqCst);
-            self.incarnation.fetch_add(1, Ordering::SeqCst);
-        }
-        // A new session counts as such, whatever the unit tells a new initiator.
-        let another = adopted && may_be_another(sense);
-        if another {
-            self.incarnation.fetch_add(1, Ordering::SeqCst);
-        }
-        if adopted && sense.is(Key::UnitAttention) && sense.code == CAPACITY_DATA_HAS_CHANGED {
-            self.look_again.notify_one();
-        }
-        another
     }
 }
 
@@ -319,7 +241,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     fn new(connection: Connection<S>, lun: u64, jobs: mpsc::UnboundedReceiver<Job>, watch: Watch) -> Self {
         let Connection { stream, inbox, frames, parameters, command_sn, command_sn_max, status_sn } = connection;
         let now = Instant::now();
-        let halt = watch.halt.clone();
+        let halt = Box::pin(watch.halted());
         Self {
             stream,
             inbox,
@@ -335,7 +257,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             task: 0,
             in_flight: BTreeMap::new(),
             unsent: Vec::new(),
-            halt: Box::pin(async move { halt.notified().await }),
+            halt,
             depth: DEPTH_MAX,
             done_at_depth: 0,
             queued: 0,
@@ -557,197 +479,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             expected_status_sn: self.status_sn,
         };
         self.put_immediate(head.encode(0));
-    }
-
-    fn frame(&mut self, frame: Frame) -> Result<(), LinkError> {
-        let bhs = &frame.bhs;
-        match pdu::opcode(bhs) {
-            DataIn::OPCODE => self.data_in(DataIn::decode(bhs), frame.data),
-            ScsiResponse::OPCODE => self.response(ScsiResponse::decode(bhs), &frame.data),
-            ReadyToTransfer::OPCODE => self.ready_to_transfer(ReadyToTransfer::decode(bhs)),
-            NopIn::OPCODE => self.nop_in(NopIn::decode(bhs)),
-            AsyncMessage::OPCODE => self.message(AsyncMessage::decode(bhs)),
-            LogoutResponse::OPCODE => self.logged_out(LogoutResponse::decode(bhs)),
-            Reject::OPCODE => {
-                let opcode = frame.data.first().map_or(0xff, |byte| byte & 0x3f);
-                Err(LinkError::Rejected { reason: Reject::decode(bhs).reason, opcode })
-            }
-            _ => Err(LinkError::Broken("a PDU that nothing of ours is answered with")),
-        }
-    }
-
-    /// Takes the number of a response, whose turn it must be (4.2.2.2).
-    fn status(&mut self, status_sn: u32) -> Result<(), LinkError> {
-        if status_sn != self.status_sn {
-            return Err(LinkError::Broken("a status out of order"));
-        }
-        self.status_sn = self.status_sn.wrapping_add(1);
-        Ok(())
-    }
-
-    /// Takes what every PDU says of the window (4.2.2.1). It does not become smaller.
-    fn window(&mut self, expected: u32, max: u32) -> Result<(), LinkError> {
-        if pdu::is_after(expected, self.command_sn) {
-            return Err(LinkError::Broken("a command expected behind one that was not sent"));
-        }
-        // Both are passed over if they contradict each other.
-        if !pdu::is_after(expected.wrapping_sub(1), max) && pdu::is_after(max, self.command_sn_max) {
-            self.command_sn_max = max;
-        }
-        Ok(())
-    }
-
-    fn data_in(&mut self, head: DataIn, data: Bytes) -> Result<(), LinkError> {
-        self.window(head.expected_command_sn, head.command_sn_max)?;
-        let waiting = self.in_flight.get_mut(&head.task).ok_or(LinkError::Broken("data of no command"))?;
-        let Direction::In(incoming) = &mut waiting.transfer else {
-            return Err(LinkError::Broken("data of a command that reads none"));
-        };
-        incoming.take(&head, data).map_err(LinkError::Broken)?;
-        waiting.since = Instant::now();
-        if head.flags & data_in::STATUS == 0 {
-            return Ok(());
-        }
-        if head.flags & FINAL == 0 {
-            return Err(LinkError::Broken("a status before the last data"));
-        }
-        self.status(head.status_sn)?;
-        self.complete(head.task, head.status, None, Residual::new(head.flags, head.residual))
-    }
-
-    fn response(&mut self, head: ScsiResponse, data: &[u8]) -> Result<(), LinkError> {
-        self.status(head.status_sn)?;
-        self.window(head.expected_command_sn, head.command_sn_max)?;
-        if head.response != 0 {
-            // Target failure (11.4.3): whether it was done is not known, so that nothing is said of it.
-            let lost = self.in_flight.remove(&head.task);
-            return lost.map(drop).ok_or(LinkError::Broken("a response to no command"));
-        }
-        // SenseLength (11.4.7).
-        let sense = data.split_first_chunk().and_then(|(length, rest)| {
-            let length = usize::from(u16::from_be_bytes(*length));
-            Received::decode(&rest[..length.min(rest.len())])
-        });
-        self.complete(head.task, head.status, sense, Residual::new(head.flags, head.residual))
-    }
-
-    fn complete(
-        &mut self,
-        task: u32,
-        status: u8,
-        sense: Option<Received>,
-        residual: Residual,
-    ) -> Result<(), LinkError> {
-        let waiting = self.in_flight.remove(&task).ok_or(LinkError::Broken("a response to no command"))?;
-        self.progress = Instant::now();
-        let status = Status::decode(status);
-        let sense = sense.filter(|_| status == Some(Status::CheckCondition));
-        if status == Some(Status::CheckCondition)
-            && self.watch.see(sense)
-            && let Some(sense) = sense
-        {
-            self.unsent.push(waiting.into_job());
-            return Err(LinkError::Changed(sense));
-        }
-        if let (Some(Status::Good), Direction::Out(outgoing)) = (status, &waiting.transfer)
-            && (!outgoing.is_sent() || waiting.end > self.sent())
-        {
-            // Whatever it has done, it cannot have been with this data.
-            return Err(LinkError::Broken("a command done without its data"));
-        }
-        self.adapt(status);
-        let data = if let Direction::In(incoming) = waiting.transfer { incoming.finish() } else { Bytes::new() };
-        // Whoever asked may not care any more.
-        let _ = waiting.answer.send(Ok(Completion { status, sense, data, residual }));
-        Ok(())
-    }
-
-    /// Halves what the target has under way when that is too much for it, and feels its way up again.
-    fn adapt(&mut self, status: Option<Status>) {
-        if let Some(Status::TaskSetFull | Status::Busy) = status {
-            self.depth = self.depth.min(self.in_flight.len() + 1).div_ceil(2);
-            self.done_at_depth = 0;
-        } else if self.depth < DEPTH_MAX {
-            self.done_at_depth += 1;
-            if self.done_at_depth > 8 * self.depth {
-                (self.depth, self.done_at_depth) = (self.depth + 1, 0);
-            }
-        }
-    }
-
-    fn ready_to_transfer(&mut self, head: ReadyToTransfer) -> Result<(), LinkError> {
-        self.window(head.expected_command_sn, head.command_sn_max)?;
-        let sent = self.sent();
-        let waiting = self.in_flight.get_mut(&head.task).ok_or(LinkError::Broken("it asks for data of no command"))?;
-        let Direction::Out(outgoing) = &mut waiting.transfer else {
-            return Err(LinkError::Broken("it asks for data of a command that has none"));
-        };
-        if head.transfer == NO_TAG {
-            return Err(LinkError::Broken("it asks for data without a tag"));
-        }
-        let sequence = outgoing.asked(&head, sent, &self.parameters).map_err(LinkError::Broken)?;
-        // A large command over a slow network takes its time, and is not without an answer.
-        waiting.since = Instant::now();
-        self.put_data(head.task, head.transfer, sequence);
-        let end = self.queued;
-        if let Some(InFlight { transfer: Direction::Out(outgoing), end: last, .. }) = self.in_flight.get_mut(&head.task)
-        {
-            outgoing.answers_until(end);
-            *last = end;
-        }
-        Ok(())
-    }
-
-    fn nop_in(&mut self, head: NopIn) -> Result<(), LinkError> {
-        if head.task != NO_TAG {
-            // That it was heard is noted already.
-            self.status(head.status_sn)?;
-        }
-        self.window(head.expected_command_sn, head.command_sn_max)?;
-        if head.transfer != NO_TAG {
-            self.answers += 1;
-            if self.answers > ANSWERS_MAX {
-                return Err(LinkError::Broken("it asks without end, and takes no answers"));
-            }
-            let answer = NopOut {
-                flags: FINAL,
-                lun: head.lun,
-                task: NO_TAG,
-                transfer: head.transfer,
-                command_sn: self.command_sn,
-                expected_status_sn: self.status_sn,
-            };
-            self.put_immediate(answer.encode(0));
-        }
-        Ok(())
-    }
-
-    fn message(&mut self, head: AsyncMessage) -> Result<(), LinkError> {
-        self.status(head.status_sn)?;
-        self.window(head.expected_command_sn, head.command_sn_max)?;
-        match head.event {
-            event::LOGOUT_REQUESTED => {
-                let within = Duration::from_secs(head.parameters[2].into());
-                tracing::info!(?within, "the target asks for a logout");
-                self.leave(within.clamp(Duration::from_secs(1), LEAVE_MAX));
-            }
-            // A new login negotiates as well.
-            event::NEGOTIATION_REQUESTED => self.leave(LEAVE_MAX),
-            event::DROPS_CONNECTION | event::DROPS_SESSION => return Err(LinkError::Dropped),
-            event => tracing::debug!(event, "a message of the target's that changes nothing"),
-        }
-        Ok(())
-    }
-
-    fn logged_out(&mut self, head: LogoutResponse) -> Result<(), LinkError> {
-        self.status(head.status_sn)?;
-        match self.leaving {
-            Leaving::Asked { task, .. } if task == head.task => {
-                self.leaving = Leaving::Left;
-                Ok(())
-            }
-            _ => Err(LinkError::Broken("a logout that was not asked for")),
-        }
     }
 }
 

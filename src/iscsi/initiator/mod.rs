@@ -34,16 +34,16 @@ mod link;
 mod login;
 mod unit;
 mod url;
+mod watch;
 
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinHandle};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 
 pub use connect::ConnectError;
 pub(crate) use connect::Dial;
@@ -52,18 +52,15 @@ pub use unit::UnitError;
 pub use url::{Url, UrlError};
 
 use super::chap::Account;
+use crate::disk::away::{self, Carrier, Jobs, PAUSE_FIRST, PAUSE_LAST, RECONNECT_MAX, come_back};
 use crate::disk::{Abilities, DiskError, Errno, Geometry};
 use crate::net::Chain;
 use command::{Direct, Patience, Submit};
 use connect::{Tcp, connect};
-use link::{Ended, Job, LinkError, Watch};
+use link::{Ended, Job, LinkError};
 use unit::{Facts, inspect};
+use watch::Watch;
 
-/// How long requests wait for a lost target to come back.
-const RECONNECT_MAX: Duration = Duration::from_secs(30);
-/// Pauses between attempts to reconnect: doubled from the first to the last.
-const RECONNECT_PAUSE_FIRST: Duration = Duration::from_millis(50);
-const RECONNECT_PAUSE_LAST: Duration = Duration::from_secs(5);
 /// Between two looks at a unit that says again and again that it has changed.
 const LOOK_AGAIN_PAUSE: Duration = Duration::from_secs(1);
 /// From the login to the last answer about the unit, which may be just becoming ready.
@@ -139,7 +136,7 @@ struct Shared {
     /// How long requests wait for a lost target.
     reconnect_max: Duration,
     watch: Watch,
-    phase: Mutex<Phase>,
+    jobs: Jobs<Sender>,
     /// The disk was dropped.
     dropped: Notify,
 }
@@ -153,17 +150,31 @@ enum StillAway {
     Changed(#[from] Changed),
 }
 
-enum Phase {
-    Up(mpsc::UnboundedSender<Job>),
-    /// Jobs wait for a session.
-    Waiting(Vec<Job>),
-    /// The target has been away for too long, the unit is another for now, or was left: jobs are refused.
-    Away,
+impl From<StillAway> for away::StillAway {
+    fn from(error: StillAway) -> Self {
+        Self { is_another: matches!(error, StillAway::Changed(_)), why: Chain(&error).to_string() }
+    }
+}
+
+/// To a session's task.
+type Sender = mpsc::UnboundedSender<Job>;
+
+impl Carrier for Sender {
+    type Job = Job;
+
+    fn carry(&mut self, job: Job) -> Result<(), Job> {
+        self.send(job).map_err(|unsent| unsent.0)
+    }
+
+    fn refuse(job: Job) {
+        // Whoever asked may not care any more.
+        let _ = job.answer.send(Err(DiskError::Refused(Errno::ESHUTDOWN)));
+    }
 }
 
 /// A session, what it is with, and the task that drives it.
 struct Session {
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: Sender,
     link: JoinHandle<Ended>,
     /// The disk's, as this session sees it.
     watch: Watch,
@@ -200,7 +211,7 @@ impl IscsiDisk {
         let watch = Watch::default();
         let Session { jobs, link, watch: session, facts } = begin(&dial, &options, &watch, patience).await?;
         session.adopt();
-        let shared = Arc::new(Shared::new(options, facts, reconnect_max, patience, watch, Phase::Up(jobs)));
+        let shared = Arc::new(Shared::new(options, facts, reconnect_max, patience, watch, jobs));
         tokio::spawn(keep(dial, shared.clone(), link, session));
         Ok(Self { shared })
     }
@@ -254,32 +265,32 @@ async fn keep(dial: impl Dial, shared: Arc<Shared>, mut link: JoinHandle<Ended>,
                     Ok(()) => tracing::info!(%url, "logged out; logging in anew"),
                     Err(error) => tracing::warn!(%url, error = %Chain(&error), "session lost; logging in anew"),
                 }
-                shared.wait(unsent);
+                shared.jobs.wait(unsent);
                 changed
             }
             End::Ended(Err(error)) => {
                 tracing::error!(%url, %error, "a session's task failed; this is a bug");
-                shared.wait(Vec::new());
+                shared.jobs.wait(Vec::new());
                 false
             }
             End::Changed(changed) => {
                 tracing::error!(%url, error = %changed, "the unit has changed; requests are refused until it is back");
                 // First of all: what is queued must not go to it.
                 session.halt();
-                shared.refuse();
-                link.await.into_iter().flat_map(|ended| ended.unsent).for_each(refuse);
+                shared.jobs.refuse();
+                link.await.into_iter().flat_map(|ended| ended.unsent).for_each(Sender::refuse);
                 true
             }
         };
         // A unit that ends each session as it begins is not asked without a pause.
-        pause = if unit_ended_it && begun.elapsed() < RECONNECT_PAUSE_LAST {
-            (pause * 2).clamp(RECONNECT_PAUSE_FIRST, RECONNECT_PAUSE_LAST)
+        pause = if unit_ended_it && begun.elapsed() < PAUSE_LAST {
+            (pause * 2).clamp(PAUSE_FIRST, PAUSE_LAST)
         } else {
             Duration::ZERO
         };
         let next = tokio::select! {
             () = shared.dropped.notified() => {
-                shared.refuse();
+                shared.jobs.refuse();
                 return;
             }
             session = reconnect(&dial, &shared, pause) => session,
@@ -287,7 +298,7 @@ async fn keep(dial: impl Dial, shared: Arc<Shared>, mut link: JoinHandle<Ended>,
         let incarnation = 1 + shared.watch.incarnation.fetch_add(1, Ordering::SeqCst);
         tracing::info!(%url, incarnation, "logged in anew");
         next.watch.adopt();
-        shared.go_on(next.jobs);
+        shared.jobs.go_on(next.jobs);
         (link, session) = (next.link, next.watch);
     }
 }
@@ -313,10 +324,10 @@ async fn watch_over(shared: &Shared, link: &mut JoinHandle<Ended>) -> End {
 
 /// Lets the session end in order: without senders it logs out when the last job is answered.
 async fn leave(shared: &Shared, mut link: JoinHandle<Ended>) {
-    shared.refuse();
+    shared.jobs.refuse();
     match timeout(LEAVE_MAX, &mut link).await {
         // It broke before it had sent all.
-        Ok(ended) => ended.into_iter().flat_map(|ended| ended.unsent).for_each(refuse),
+        Ok(ended) => ended.into_iter().flat_map(|ended| ended.unsent).for_each(Sender::refuse),
         Err(_) => {
             tracing::warn!(url = %shared.options.url, "the target did not answer in time; leaving");
             link.abort();
@@ -324,47 +335,11 @@ async fn leave(shared: &Shared, mut link: JoinHandle<Ended>) {
     }
 }
 
-/// Tries until the unit is back; whoever waits is refused when patience ends, or another one is there.
-async fn reconnect(dial: &impl Dial, shared: &Shared, first_pause: Duration) -> Session {
-    let url = &shared.options.url;
-    let last = Mutex::new(String::new());
-    let attempts = async {
-        sleep(first_pause).await;
-        let mut pause = RECONNECT_PAUSE_FIRST;
-        loop {
-            let error = match shared.begin_again(dial).await {
-                Ok(session) => return session,
-                Err(error) => error,
-            };
-            let why = Chain(&error).to_string();
-            let before = mem::replace(&mut *last.lock(), why.clone());
-            let (first, news) = (before.is_empty(), before != why);
-            match error {
-                StillAway::Changed(_) => {
-                    if news {
-                        tracing::error!(%url, error = why, "another unit came back; requests are refused until it is the same");
-                    }
-                    shared.refuse();
-                    pause = RECONNECT_PAUSE_LAST;
-                }
-                StillAway::Open(_) if news && !first => tracing::warn!(%url, error = why, "still away"),
-                StillAway::Open(_) => tracing::debug!(%url, error = why, "still away"),
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(RECONNECT_PAUSE_LAST);
-        }
-    };
-    let mut attempts = std::pin::pin!(attempts);
-    match timeout_at(Instant::now() + shared.reconnect_max, &mut attempts).await {
-        Ok(session) => session,
-        Err(_) => {
-            if shared.refuse() {
-                let (after, error) = (shared.reconnect_max, last.lock().clone());
-                tracing::error!(%url, ?after, error, "the target is away; requests are refused");
-            }
-            attempts.await
-        }
-    }
+/// Tries until the unit is back, after a pause that counts as part of the time that requests wait.
+async fn reconnect(dial: &impl Dial, shared: &Shared, pause: Duration) -> Session {
+    sleep(pause).await;
+    let patience = shared.reconnect_max.saturating_sub(pause);
+    come_back(&shared.options.url, &shared.jobs, patience, async || Ok(shared.begin_again(dial).await?)).await
 }
 
 impl Shared {
@@ -374,7 +349,7 @@ impl Shared {
         reconnect_max: Duration,
         patience: Patience,
         watch: Watch,
-        phase: Phase,
+        jobs: Sender,
     ) -> Self {
         Self {
             options,
@@ -384,7 +359,7 @@ impl Shared {
             patience,
             reconnect_max,
             watch,
-            phase: Mutex::new(phase),
+            jobs: Jobs::new(jobs),
             dropped: Notify::new(),
         }
     }
@@ -403,10 +378,7 @@ impl Shared {
     /// Asks the unit again what it is, which said that it has changed. A session that breaks meanwhile is another's
     /// business.
     async fn look_again(&self) -> Result<(), Changed> {
-        let jobs = match &*self.phase.lock() {
-            Phase::Up(jobs) => jobs.clone(),
-            Phase::Waiting(_) | Phase::Away => return Ok(()),
-        };
+        let Some(jobs) = self.jobs.carrier() else { return Ok(()) };
         let direct = Direct { jobs, patience: self.patience };
         match timeout(INSPECT_MAX, inspect(&direct, &self.options.url)).await {
             Ok(Ok(facts)) => self.adopt(facts),
@@ -428,62 +400,15 @@ impl Shared {
         *self.facts.write() = Arc::new(facts);
         Ok(())
     }
-
-    /// Jobs wait from here on, those that were not sent before all others.
-    fn wait(&self, mut unsent: Vec<Job>) {
-        let mut phase = self.phase.lock();
-        if let Phase::Waiting(jobs) = &mut *phase {
-            unsent.append(jobs);
-        }
-        *phase = Phase::Waiting(unsent);
-    }
-
-    /// Gives the session the jobs that wait.
-    fn go_on(&self, sender: mpsc::UnboundedSender<Job>) {
-        let mut phase = self.phase.lock();
-        if let Phase::Waiting(jobs) = mem::replace(&mut *phase, Phase::Up(sender)) {
-            jobs.into_iter().for_each(|job| phase.submit(job));
-        }
-    }
-
-    /// False if jobs were refused already.
-    fn refuse(&self) -> bool {
-        let before = mem::replace(&mut *self.phase.lock(), Phase::Away);
-        let is_news = !matches!(before, Phase::Away);
-        if let Phase::Waiting(jobs) = before {
-            jobs.into_iter().for_each(refuse);
-        }
-        is_news
-    }
 }
 
 impl Submit for Shared {
     fn submit(&self, job: Job) {
-        self.phase.lock().submit(job);
+        self.jobs.submit(job);
     }
     fn patience(&self) -> Patience {
         self.patience
     }
-}
-
-impl Phase {
-    fn submit(&mut self, job: Job) {
-        match self {
-            // The link ended just now, and the job was not issued on it.
-            Self::Up(jobs) => {
-                if let Err(unsent) = jobs.send(job) {
-                    *self = Self::Waiting(vec![unsent.0]);
-                }
-            }
-            Self::Waiting(jobs) => jobs.push(job),
-            Self::Away => refuse(job),
-        }
-    }
-}
-
-fn refuse(job: Job) {
-    // Whoever asked may not care any more.
-    let _ = job.answer.send(Err(DiskError::Refused(Errno::ESHUTDOWN)));
 }
 
 /// A unit must be the same one, and able to do all that was promised.

@@ -65,7 +65,7 @@ fn disk(terms: Terms) -> (NbdDisk, mpsc::UnboundedReceiver<Job>) {
         has_context: terms.context.is_some(),
         patience: Duration::ZERO,
         incarnation: AtomicU64::new(0),
-        phase: Mutex::new(Phase::Up { ways: vec![Way::new(sender)], current: 0 }),
+        jobs: Jobs::new(Ways { ways: vec![Way::new(sender)], current: 0 }),
         dropped: Notify::new(),
     };
     (NbdDisk { shared: Arc::new(shared) }, jobs)

@@ -13,15 +13,14 @@ pub(super) mod fuzzing;
 mod handshake;
 mod link;
 
-use std::mem;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::timeout;
 
 pub use handshake::HandshakeError;
 use handshake::{Terms, connect};
@@ -29,6 +28,7 @@ use link::{Dialect, Job, LinkError, Load, Reply};
 
 use super::uri::{Uri, UriError};
 use super::wire::{command, state};
+use crate::disk::away::{Carrier, Jobs, RECONNECT_MAX, StillAway, come_back};
 use crate::disk::{self, Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, ZeroMode};
 use crate::net::{Chain, Stream};
 use crate::units::{GIB, KIB};
@@ -40,11 +40,6 @@ const CONNECTIONS: usize = 4;
 const SPREAD_ABOVE: u64 = 256 * KIB;
 /// After the first one succeeded: a server that is full leaves the others without an answer.
 const FURTHER_CONNECTION_MAX: Duration = Duration::from_secs(1);
-/// How long requests wait for a lost server to come back.
-const RECONNECT_MAX: Duration = Duration::from_secs(30);
-/// Pauses between attempts to reconnect: doubled from the first to the last.
-const RECONNECT_PAUSE_FIRST: Duration = Duration::from_millis(50);
-const RECONNECT_PAUSE_LAST: Duration = Duration::from_secs(5);
 /// Longest request without a payload: far below 2³², which some servers mishandle.
 const RANGE_MAX: u64 = GIB;
 /// What is in flight when the disk is dropped may take this long.
@@ -84,21 +79,16 @@ struct Shared {
     /// How long requests wait for a lost server.
     patience: Duration,
     incarnation: AtomicU64,
-    phase: Mutex<Phase>,
+    jobs: Jobs<Ways>,
     /// The disk was dropped.
     dropped: Notify,
 }
 
-enum Phase {
-    Up {
-        ways: Vec<Way>,
-        /// Which of them jobs go now.
-        current: usize,
-    },
-    /// Jobs wait for a reconnection.
-    Waiting(Vec<Job>),
-    /// The server has been away for too long, is another, or was left: jobs are refused.
-    Away,
+/// The connections.
+struct Ways {
+    ways: Vec<Way>,
+    /// Which of them jobs go now.
+    current: usize,
 }
 
 /// A connection, and what is under way on it.
@@ -123,6 +113,23 @@ impl Way {
     }
 }
 
+impl Carrier for Ways {
+    type Job = Job;
+
+    fn carry(&mut self, job: Job) -> Result<(), Job> {
+        let Self { ways, current } = self;
+        if ways[*current].load() >= SPREAD_ABOVE {
+            *current = (0..ways.len()).min_by_key(|&way| ways[way].load()).unwrap_or(0);
+        }
+        ways[*current].send(job)
+    }
+
+    fn refuse(job: Job) {
+        // Whoever asked may not care any more.
+        let _ = job.answer.send(Err(DiskError::Refused(Errno::ESHUTDOWN)));
+    }
+}
+
 impl NbdDisk {
     /// Connects, once: whoever wants to wait for a server asks again.
     pub async fn open(uri: &str) -> Result<Self, OpenError> {
@@ -134,16 +141,16 @@ impl NbdDisk {
         let connections =
             connect_all(&uri).await.map_err(|source| OpenError::Handshake { uri: uri.clone(), source })?;
         let terms = connections.terms;
+        let (ways, links) = start(connections);
         let shared = Arc::new(Shared {
             uri,
             geometry: terms.geometry,
             has_context: terms.context.is_some(),
             patience,
             incarnation: AtomicU64::new(0),
-            phase: Mutex::new(Phase::Waiting(Vec::new())),
+            jobs: Jobs::new(ways),
             dropped: Notify::new(),
         });
-        let links = shared.start(connections);
         tokio::spawn(keep(shared.clone(), links));
         Ok(Self { shared })
     }
@@ -164,7 +171,7 @@ async fn keep(shared: Arc<Shared>, mut links: Links) {
             biased;
             _ = shared.dropped.notified() => {
                 // Without senders the links end when the last job is answered.
-                *shared.phase() = Phase::Away;
+                shared.jobs.refuse();
                 let left = timeout(LEAVE_MAX, async { while links.join_next().await.is_some() {} }).await;
                 if left.is_err() {
                     tracing::warn!(uri = %shared.uri, "the server did not answer in time; leaving");
@@ -174,7 +181,7 @@ async fn keep(shared: Arc<Shared>, mut links: Links) {
             ended = links.join_next() => ended,
         };
         // New jobs wait from here on. Those in flight on the other links are lost with them.
-        shared.wait();
+        shared.jobs.wait(Vec::new());
         links.shutdown().await;
         let uri = &shared.uri;
         match ended {
@@ -183,42 +190,27 @@ async fn keep(shared: Arc<Shared>, mut links: Links) {
             _ => tracing::warn!(%uri, "connection lost; reconnecting"),
         }
         let connections = tokio::select! {
-            _ = shared.dropped.notified() => return shared.refuse(),
-            connections = reconnect(&shared) => connections,
+            _ = shared.dropped.notified() => {
+                shared.jobs.refuse();
+                return;
+            }
+            connections = come_back(uri, &shared.jobs, shared.patience, || reconnect(uri)) => connections,
         };
         if let Err(changed) = compare(&shared.geometry, &connections.terms.geometry) {
             tracing::error!(%uri, error = %changed, "another disk came back; it is not used before a restart");
-            shared.refuse();
+            shared.jobs.refuse();
             return;
         }
         let incarnation = 1 + shared.incarnation.fetch_add(1, Ordering::SeqCst);
         tracing::info!(%uri, incarnation, connections = connections.streams.len(), "reconnected");
-        links = shared.start(connections);
+        let (ways, begun) = start(connections);
+        shared.jobs.go_on(ways);
+        links = begun;
     }
 }
 
-/// Tries until it succeeds; whoever waits is refused when patience ends.
-async fn reconnect(shared: &Shared) -> Connections {
-    let attempts = async {
-        let mut pause = RECONNECT_PAUSE_FIRST;
-        loop {
-            match connect_all(&shared.uri).await {
-                Ok(connections) => return connections,
-                Err(error) => tracing::debug!(uri = %shared.uri, error = %Chain(&error), "still away"),
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(RECONNECT_PAUSE_LAST);
-        }
-    };
-    let mut attempts = std::pin::pin!(attempts);
-    match timeout_at(Instant::now() + shared.patience, &mut attempts).await {
-        Ok(connections) => connections,
-        Err(_) => {
-            tracing::error!(uri = %shared.uri, after = ?shared.patience, "the server is away; requests are refused");
-            shared.refuse();
-            attempts.await
-        }
-    }
+async fn reconnect(uri: &Uri) -> Result<Connections, StillAway> {
+    connect_all(uri).await.map_err(|error| StillAway { why: Chain(&error).to_string(), is_another: false })
 }
 
 struct Connections {
@@ -257,67 +249,19 @@ fn compare(before: &Geometry, now: &Geometry) -> Result<(), Changed> {
     Ok(())
 }
 
-impl Shared {
-    fn phase(&self) -> MutexGuard<'_, Phase> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Gives the connections a task each, and them the jobs that wait.
-    fn start(&self, connections: Connections) -> Links {
-        let mut links = Links::new();
-        let ways = connections
-            .streams
-            .into_iter()
-            .map(|(stream, dialect)| {
-                let (sender, jobs) = mpsc::unbounded_channel();
-                links.spawn(link::run(stream, dialect, jobs));
-                Way::new(sender)
-            })
-            .collect();
-        let mut phase = self.phase();
-        let waiting = match mem::replace(&mut *phase, Phase::Up { ways, current: 0 }) {
-            Phase::Waiting(jobs) => jobs,
-            Phase::Up { .. } | Phase::Away => Vec::new(),
-        };
-        waiting.into_iter().for_each(|job| phase.submit(job));
-        links
-    }
-
-    fn wait(&self) {
-        let mut phase = self.phase();
-        if let Phase::Up { .. } = &*phase {
-            *phase = Phase::Waiting(Vec::new());
-        }
-    }
-
-    fn refuse(&self) {
-        if let Phase::Waiting(jobs) = mem::replace(&mut *self.phase(), Phase::Away) {
-            jobs.into_iter().for_each(refuse);
-        }
-    }
-}
-
-impl Phase {
-    fn submit(&mut self, job: Job) {
-        match self {
-            Self::Up { ways, current } => {
-                if ways[*current].load() >= SPREAD_ABOVE {
-                    *current = (0..ways.len()).min_by_key(|&way| ways[way].load()).unwrap_or(0);
-                }
-                // The link ended just now, and the job was not issued on it.
-                if let Err(unsent) = ways[*current].send(job) {
-                    *self = Self::Waiting(vec![unsent]);
-                }
-            }
-            Self::Waiting(jobs) => jobs.push(job),
-            Self::Away => refuse(job),
-        }
-    }
-}
-
-fn refuse(job: Job) {
-    // Whoever asked may not care any more.
-    let _ = job.answer.send(Err(DiskError::Refused(Errno::ESHUTDOWN)));
+/// Gives the connections a task each.
+fn start(connections: Connections) -> (Ways, Links) {
+    let mut links = Links::new();
+    let ways = connections
+        .streams
+        .into_iter()
+        .map(|(stream, dialect)| {
+            let (sender, jobs) = mpsc::unbounded_channel();
+            links.spawn(link::run(stream, dialect, jobs));
+            Way::new(sender)
+        })
+        .collect();
+    (Ways { ways, current: 0 }, links)
 }
 
 type Answer = oneshot::Receiver<disk::Result<Reply>>;
@@ -344,7 +288,7 @@ async fn outcomes(answers: Vec<Answer>) -> disk::Result<Vec<Reply>> {
 impl NbdDisk {
     fn submit(&self, command: u16, flags: u16, offset: u64, length: u32, data: Bytes) -> Answer {
         let (answer, receiver) = oneshot::channel();
-        self.shared.phase().submit(Job { command, flags, offset, length, data, answer, load: None });
+        self.shared.jobs.submit(Job { command, flags, offset, length, data, answer, load: None });
         receiver
     }
 

@@ -1,5 +1,7 @@
 //! The link against a target that the test plays, rule by rule.
 
+use std::sync::atomic::Ordering;
+
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 
@@ -7,7 +9,10 @@ use super::super::cdb::{self, Form};
 use super::super::command::{Effect, Failure, Patience, Submit, execute, execute_exactly};
 use super::*;
 use crate::disk::DiskError;
-use crate::iscsi::pdu::DataOut;
+use crate::iscsi::frames::Frame;
+use crate::iscsi::pdu::{
+    AsyncMessage, DataIn, DataOut, LogoutResponse, NopIn, ReadyToTransfer, Reject, ScsiResponse, data_in, event,
+};
 use crate::units::KIB;
 
 /// A target that does what the test says, and nothing else.

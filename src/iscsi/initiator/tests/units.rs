@@ -90,7 +90,7 @@ fn disk(facts: Facts, answers: Answers) -> (IscsiDisk, Sent) {
     let (jobs, sent) = unit(answers);
     let watch = Watch::default();
     let options = Options { url: url(), initiator: NAME.into(), isid: [0; 6], chap: None };
-    let shared = Shared::new(options, facts, Duration::ZERO, Patience::NONE, watch, Phase::Up(jobs));
+    let shared = Shared::new(options, facts, Duration::ZERO, Patience::NONE, watch, jobs);
     (IscsiDisk { shared: Arc::new(shared) }, sent)
 }
 
