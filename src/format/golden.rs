@@ -251,7 +251,7 @@ fn every_op_of_the_log_keeps_its_number() {
 const LIFE: LifeId = LifeId(*b"the marks' life.");
 
 fn facts() -> Facts {
-    Facts { heartbeat: 77, log: Some(LogId(*b"fedcba9876543210")), relied_on: LogIndex(812) }
+    Facts { heartbeat: 77, log: Some(LogId(*b"fedcba9876543210")), relied_on: LogIndex(812), doubted: false }
 }
 
 #[test]

@@ -13,7 +13,8 @@
 //! header, 4096                               transaction, 4096
 //!    0  8  magic "umbramrk"                     0  8  magic "umbramtx"
 //!    8  2  version 1                            8  2  version 1
-//!   10  1  1 if there is a log, else 0         10  1  1 if there is a log, else 0
+//!   10  1  bit 0: there is a log               10  1  as there
+//!          bit 1: doubted
 //!   11  5  zero                                11  5  zero
 //!   16 16  life                                16 16  life
 //!   32  8  heartbeat                           32  8  heartbeat
@@ -119,6 +120,8 @@ pub struct Facts {
     pub log: Option<LogId>,
     /// A region that is not hot may rely on the log up to this record: a log that ends before it has lost something.
     pub relied_on: LogIndex,
+    /// Everything is hot for want of knowledge, and not because it was changed: the store may be another.
+    pub doubted: bool,
 }
 
 /// Which slot of a group holds, and which checkpoint wrote it.
@@ -254,7 +257,8 @@ pub struct PagePlace {
 }
 
 fn put_head(out: &mut Writer, magic: &[u8; 8], life: LifeId, facts: &Facts, volume: VolumeId) {
-    out.put(magic).u16(VERSION).u8(facts.log.is_some().into()).put(&[0; 5]).put(&life.0);
+    let flags = u8::from(facts.log.is_some()) | u8::from(facts.doubted) << 1;
+    out.put(magic).u16(VERSION).u8(flags).put(&[0; 5]).put(&life.0);
     out.u64(facts.heartbeat).u64(facts.relied_on.0).put(&facts.log.map_or([0; 16], |log| log.0)).put(&volume.0);
 }
 
@@ -267,13 +271,14 @@ fn read_head<'a>(part: Part, bytes: &'a [u8], magic: &[u8; 8]) -> Result<(Reader
         return Err(FormatError::Damaged { part, check: "CRC" });
     }
     input.version(VERSION)?;
-    let has_log = within(part, "presence of a log", input.u8()?.into(), 0, 1)? == 1;
+    let flags = within(part, "flags", input.u8()?.into(), 0, 3)?;
+    let (has_log, doubted) = (flags & 1 != 0, flags & 2 != 0);
     input.reserved(5)?;
     let life = LifeId(input.array()?);
     let (heartbeat, relied_on) = (input.u64()?, LogIndex(input.u64()?));
     let log = if has_log { Some(LogId(input.array()?)) } else { input.reserved(16).map(|()| None)? };
     let volume = VolumeId(input.array()?);
-    Ok((input, life, Facts { heartbeat, log, relied_on }, volume))
+    Ok((input, life, Facts { heartbeat, log, relied_on, doubted }, volume))
 }
 
 fn finish(out: Writer) -> [u8; UNIT] {

@@ -104,7 +104,7 @@ fn begun(size: u64, facts: Facts) -> Contents {
 }
 
 fn facts(heartbeat: u64) -> Facts {
-    Facts { heartbeat, log: Some(LogId([7; 16])), relied_on: LogIndex(heartbeat ^ 3) }
+    Facts { heartbeat, log: Some(LogId([7; 16])), relied_on: LogIndex(heartbeat ^ 3), doubted: false }
 }
 
 fn assert_same(found: &Contents, expected: &Contents) {

@@ -33,7 +33,12 @@ fn runs(random: &mut SplitMix64) -> Vec<Range<u64>> {
 
 pub(super) fn change(random: &mut SplitMix64) -> Change {
     let log = (random.below(2) == 0).then_some(LogId([random.below(256) as u8; 16]));
-    let facts = Facts { heartbeat: random.below(1000), log, relied_on: LogIndex(random.below(1 << 40)) };
+    let facts = Facts {
+        heartbeat: random.below(1000),
+        log,
+        relied_on: LogIndex(random.below(1 << 40)),
+        doubted: random.below(2) == 1,
+    };
     Change { heat: runs(random), cool: runs(random), diverge: runs(random), converge: runs(random), facts }
 }
 
@@ -72,7 +77,7 @@ impl Model {
 }
 
 pub(super) fn facts(heartbeat: u64) -> Facts {
-    Facts { heartbeat, log: Some(LogId([9; 16])), relied_on: LogIndex(heartbeat * 2) }
+    Facts { heartbeat, log: Some(LogId([9; 16])), relied_on: LogIndex(heartbeat * 2), doubted: false }
 }
 
 pub(super) fn open(image: Vec<u8>) -> Result<(MarksFile, Contents), Unusable> {

@@ -276,7 +276,10 @@ impl Publisher {
         self.set_base(self.volume.published().index);
         tokio::select! {
             biased;
-            looked = self.look_at_store() => looked?,
+            looked = self.look_at_store() => {
+                looked?;
+                self.volume.believe();
+            }
             _ = stop.wait_for(|&stop| stop) => {}
         }
         self.volume.forget_since_start();

@@ -271,10 +271,10 @@ impl Admission {
     }
 
     /// Whether the store should hold in `span` what the chain showed at the start: nothing was changed there since, and
-    /// it is not marked, unless everything is. Never, when nobody looks any more.
+    /// it is not marked, unless everything is for want of knowledge. Never, when nobody looks any more.
     pub fn should_be_as_shown(&self, span: Span) -> bool {
         let changed = self.since_start.as_ref().is_none_or(|since_start| since_start.contains_any(span));
-        !changed && (!self.marked.contains_any(span) || self.scan_left() >= self.size)
+        !changed && (!self.marked.contains_any(span) || self.heat.is_doubted())
     }
 
     pub fn forget_since_start(&mut self) {

@@ -77,7 +77,7 @@ impl Found {
                 } else {
                     warn!(volume = name, %why, "the marks cannot be used; everything is compared with the remote copy");
                 }
-                let facts = Facts::default();
+                let facts = Facts { doubted: true, ..Facts::default() };
                 let file = MarksFile::begin(io, volume, size, facts)?;
                 let (hot, none) = (all(size), RegionSet::new(size));
                 let (stuck, diverged) = (none.clone(), none);
@@ -96,9 +96,9 @@ impl Found {
         &self.name
     }
 
-    /// Everything is to be compared.
+    /// Everything is to be compared, for the store may be another.
     pub fn distrust(&mut self) -> io::Result<()> {
-        self.heat(&all(self.size))
+        self.heat(&all(self.size), Facts { doubted: true, ..self.facts })
     }
 
     /// What the store shows in these regions need not be what it holds ([`Start::stuck`]).
@@ -181,7 +181,7 @@ impl Found {
         // Not raised beyond what log and marks say: the chain is still to be compared with it.
         let heartbeat = self.facts.heartbeat.max(reading.heartbeat);
         let relied_on = if self.diverged.is_empty() { LogIndex(0) } else { self.facts.relied_on };
-        self.facts = Facts { heartbeat, log: Some(opened.log), relied_on };
+        self.facts = Facts { heartbeat, log: Some(opened.log), relied_on, ..self.facts };
         self.file.commit(&Change { facts: self.facts, ..Change::default() })?;
         let (start, replay) = reading.into_replay(recovered, clean);
         if !replay.descriptors.is_empty() || self.hot() > 0 {
@@ -199,22 +199,23 @@ impl Found {
 
     fn promote(&mut self) -> io::Result<()> {
         let diverged = self.diverged.clone();
-        self.heat(&diverged)
+        self.heat(&diverged, self.facts)
     }
 
-    fn heat(&mut self, regions: &RegionSet) -> io::Result<()> {
+    fn heat(&mut self, regions: &RegionSet, facts: Facts) -> io::Result<()> {
         let mut more = regions.clone();
         more.subtract(&self.hot);
         let change = Change {
             heat: more.runs().collect(),
             converge: self.diverged.runs().collect(),
-            facts: self.facts,
+            facts,
             ..Change::default()
         };
-        if change.heat.is_empty() && change.converge.is_empty() {
+        if change.heat.is_empty() && change.converge.is_empty() && facts == self.facts {
             return Ok(());
         }
         self.file.commit(&change)?;
+        self.facts = facts;
         self.hot.add(&more);
         self.diverged.clear();
         Ok(())

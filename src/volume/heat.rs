@@ -69,6 +69,8 @@ pub struct Heat {
     begun: u64,
     done: u64,
     facts: Facts,
+    /// Of the facts, more than the heartbeat is not in the marks yet.
+    has_news: bool,
     durable_heartbeat: u64,
     /// Log and chain may have a higher heartbeat than the marks.
     foretold: bool,
@@ -131,6 +133,7 @@ impl Heat {
             may_cool: false,
             begun: 0,
             done: 0,
+            has_news: false,
             durable_heartbeat: facts.heartbeat,
             foretold: false,
             changing_heartbeat: facts.heartbeat,
@@ -174,7 +177,7 @@ impl Heat {
 
     /// Whether the marks are to be changed.
     pub fn is_wanting(&self) -> bool {
-        self.is_wanted() || self.may_cool || self.foretold
+        self.is_wanted() || self.may_cool || self.foretold || self.has_news
     }
 
     /// Whether regions are on their way to be hot.
@@ -340,6 +343,17 @@ impl Heat {
         Cold(self.begun + 1)
     }
 
+    /// Whether everything is hot for want of knowledge, and the store may be another.
+    pub fn is_doubted(&self) -> bool {
+        self.facts.doubted
+    }
+
+    /// The next change of the marks says so.
+    pub fn doubt(&mut self, doubted: bool) {
+        self.has_news |= self.facts.doubted != doubted;
+        self.facts.doubted = doubted;
+    }
+
     /// The heartbeat is raised with the next change of the marks.
     pub fn beat(&mut self) {
         self.facts.heartbeat += 1;
@@ -398,6 +412,7 @@ impl Heat {
         let relied_on = self.proven.iter().filter(|proven| proven.needs > published).map(|proven| proven.needs).max();
         self.facts.relied_on = relied_on.unwrap_or_default();
         change.facts = self.facts;
+        self.has_news = false;
         self.changing_heartbeat = self.facts.heartbeat;
         change
     }

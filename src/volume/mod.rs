@@ -210,6 +210,12 @@ impl Volume {
         self.0.admission.lock().should_be_as_shown(span)
     }
 
+    /// The store is the one that was shadowed, as far as that can be known.
+    pub fn believe(&self) {
+        self.0.admission.lock().believe();
+        self.0.marks_wanted.notify_one();
+    }
+
     /// Nobody asks that any more.
     pub fn forget_since_start(&self) {
         self.0.admission.lock().forget_since_start();

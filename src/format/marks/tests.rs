@@ -7,11 +7,14 @@ const LIFE: LifeId = LifeId([8; 16]);
 const REGIONS: u64 = 1 << 20;
 
 fn a_facts() -> impl Strategy<Value = Facts> {
-    (any::<u64>(), any::<Option<[u8; 16]>>(), any::<u64>()).prop_map(|(heartbeat, log, relied_on)| Facts {
-        heartbeat,
-        log: log.map(LogId),
-        relied_on: LogIndex(relied_on),
-    })
+    (any::<u64>(), any::<Option<[u8; 16]>>(), any::<u64>(), any::<bool>()).prop_map(
+        |(heartbeat, log, relied_on, doubted)| Facts {
+            heartbeat,
+            log: log.map(LogId),
+            relied_on: LogIndex(relied_on),
+            doubted,
+        },
+    )
 }
 
 fn header() -> impl Strategy<Value = Header> {

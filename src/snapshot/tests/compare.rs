@@ -1,5 +1,7 @@
 //! What was written past the gateway is found while clients write, and nothing else.
 
+use std::num::NonZeroU64;
+
 use super::*;
 use crate::disk::{Abilities, Extent, Geometry, Identity, Pending};
 use crate::snapshot::compare::{Comparer, Doing, Ended, Outcome, Progress, Verdict};
@@ -326,4 +328,37 @@ async fn what_clients_write_before_the_sample_is_compared_is_no_reason_for_distr
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     gateway.settles_current(&world).await;
+}
+
+/// All of it is marked, since clients have changed all of it: nothing is left to tell this store from another by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_rewritten_while_nothing_was_logged_is_not_taken_for_another() {
+    for crashes in [false, true] {
+        let mut world = World::new(SIZE);
+        world.log_size = 128 * MIB;
+        copied(&world).await.die().await;
+        // Slow enough to be stopped in the middle of a scan.
+        world.scan_rate = NonZeroU64::new(4 * MIB);
+        let gateway = world.start().await;
+        gateway.settled().await;
+        world.refuse_puts();
+        let mut random = SplitMix64(11);
+        let megabytes = SIZE.div_ceil(MIB);
+        for at in (0..8 * megabytes).map(|at| at % megabytes * MIB) {
+            let span = Span::new(at, (at + MIB).min(SIZE));
+            gateway.volume.write(span.start, random.bytes(span.len() as usize), false).await.unwrap();
+        }
+        gateway.until(State::Overflowed).await;
+        world.bucket.heal();
+        gateway.until(State::Resyncing).await;
+        let left = match crashes {
+            true => {
+                gateway.die().await;
+                None
+            }
+            false => gateway.leave().await.map(|left| left.entry),
+        };
+        world.scan_rate = None;
+        world.start_expecting(left).await.settles_current(&world).await;
+    }
 }

@@ -43,9 +43,14 @@ impl Admission {
         came_back
     }
 
-    /// What the store is compared with is not what it was thought to be: nothing logged so far makes it exact, and
-    /// everything is to be compared. Says when that is durably known.
+    /// What the store is compared with is not what it was thought to be, or the store is not: nothing logged so far makes
+    /// it exact, and everything is to be compared. Says when that is durably known.
     pub fn distrust_base(&mut self) -> Cold {
+        self.heat.doubt(true);
+        self.mark_all()
+    }
+
+    fn mark_all(&mut self) -> Cold {
         self.chain_seen = true;
         self.distrust();
         self.exact_from = None;
@@ -57,10 +62,15 @@ impl Admission {
     }
 
     pub fn fence(&mut self, log: &VolumeLog) {
-        self.distrust_base();
+        self.mark_all();
         self.state = State::Fenced;
         self.forget();
         self.release(log);
+    }
+
+    /// The store is the one that was shadowed, as far as that can be known.
+    pub fn believe(&mut self) {
+        self.heat.doubt(false);
     }
 
     /// In Fenced the log is of no use; but it stays until the marks say durably what it covered.
