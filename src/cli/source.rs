@@ -212,6 +212,7 @@ pub fn remote_remedy(error: &RemoteError) -> &'static str {
         RemoteError::Denied { .. } => "check credentials and rights: reading needs GET, and LIST without --volume",
         RemoteError::Unreachable { .. } => "check the network and the endpoint, and try again",
         RemoteError::NotFound { .. } => "check the prefix of --remote, and that nothing deletes objects in the bucket",
+        RemoteError::Replaced { .. } => "have the remote's folder in its place, and try again",
         RemoteError::Refused { .. } | RemoteError::Unsupported { .. } => {
             "check the bucket, its region and its endpoint"
         }

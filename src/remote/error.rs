@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use object_store::client::{HttpError, HttpErrorKind};
@@ -53,6 +54,13 @@ pub enum RemoteError {
     Failed { operation: Operation, key: String, source: Cause },
     #[error("{operation} {key}: not done after {after:?}")]
     TimedOut { operation: Operation, key: String, after: Duration },
+    /// Of a `file:` remote.
+    #[error(
+        "{operation} {key}: {} is not the folder that was opened (unmounted? moved?); have it back in its place, or \
+         restart if what is there now is the remote",
+        path.display()
+    )]
+    Replaced { operation: Operation, key: String, path: PathBuf },
     /// Fewer or other bytes than were asked for.
     #[error("{operation} {key}: expected {expected} bytes, got {got}, or those of another range")]
     Corrupt { operation: Operation, key: String, expected: u64, got: u64 },
@@ -69,7 +77,14 @@ pub enum RemoteError {
 impl RemoteError {
     /// Whether the same operation may succeed if it is tried again.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Failed { .. } | Self::TimedOut { .. } | Self::Corrupt { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Failed { .. }
+                | Self::TimedOut { .. }
+                | Self::Replaced { .. }
+                | Self::Corrupt { .. }
+        )
     }
 
     pub fn is_not_found(&self) -> bool {

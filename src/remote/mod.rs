@@ -31,6 +31,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, PutMode, PutOptions, PutPayload};
 use tokio::time::{Instant, timeout};
 
+use crate::task;
 use crate::units::MIB;
 pub use error::{Operation, RemoteError};
 use limits::{Gate, Pace, WRONG_ANSWERS_MAX};
@@ -60,6 +61,7 @@ struct Inner {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     name: String,
+    folder: Option<open::Folder>,
     limits: Limits,
     gate: Gate,
     up: Pace,
@@ -84,14 +86,14 @@ impl Remote {
     /// A remote over any store.
     pub fn with_store(store: Arc<dyn ObjectStore>, prefix: Path, limits: Limits) -> Self {
         let name = store.to_string();
-        Self::of(open::Opened { store, prefix, name }, limits)
+        Self::of(open::Opened { store, prefix, name, folder: None }, limits)
     }
 
     fn of(opened: open::Opened, limits: Limits) -> Self {
-        let open::Opened { store, prefix, name } = opened;
+        let open::Opened { store, prefix, name, folder } = opened;
         let gate = Gate::new(&limits);
         let (up, down) = (Pace::new(), Pace::new());
-        Self(Arc::new(Inner { store, prefix, name, limits, gate, up, down, stats: Stats::default() }))
+        Self(Arc::new(Inner { store, prefix, name, folder, limits, gate, up, down, stats: Stats::default() }))
     }
 
     pub fn stats(&self) -> &Stats {
@@ -155,13 +157,17 @@ impl Remote {
         loop {
             let error = match attempt().await {
                 Ok(answer) => return Ok(answer),
+                // Not in another folder.
+                Err(error) if error.is_not_found() => self.is_there(operation, key).await.err().unwrap_or(error),
                 Err(error) => error,
             };
             if !error.is_not_found() {
                 stats.failed(&error);
             }
             wrong_answers += u32::from(matches!(error, RemoteError::Corrupt { .. }));
-            let late = start.elapsed() + pause > limits.patience;
+            // Nobody puts a folder back in a moment.
+            let replaced = matches!(error, RemoteError::Replaced { .. });
+            let late = replaced || start.elapsed() + pause > limits.patience;
             if late || wrong_answers == WRONG_ANSWERS_MAX || !error.is_transient() {
                 return Err(error);
             }
@@ -169,6 +175,18 @@ impl Remote {
             tracing::debug!(remote = %self.0.name, %operation, key, error = error.with_causes(), "will try again");
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(limits.pause_max);
+        }
+    }
+
+    /// Whether the folder of a `file:` remote is the one that was opened.
+    async fn is_there(&self, operation: Operation, key: &str) -> Result<(), RemoteError> {
+        let Some(folder) = self.0.folder.clone() else { return Ok(()) };
+        let (key, path) = (key.to_owned(), folder.path.clone());
+        // A folder on the network may hang.
+        match timeout(self.0.limits.answer, task::blocking(move || folder.is_there())).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(_) => Err(RemoteError::Replaced { operation, key, path }),
+            Err(_) => Err(RemoteError::TimedOut { operation, key, after: self.0.limits.answer }),
         }
     }
 
@@ -212,7 +230,11 @@ impl Remote {
     async fn put_once(&self, key: &str, body: Bytes) -> Result<PutOutcome, RemoteError> {
         let length = body.len() as u64;
         let _slot = self.0.gate.admit(length).await;
-        self.put_unlimited(key, body).await
+        self.is_there(Operation::Put, key).await?;
+        let outcome = self.put_unlimited(key, body).await?;
+        // What was put meanwhile may have come into another.
+        self.is_there(Operation::Put, key).await?;
+        Ok(outcome)
     }
 
     /// One attempt at a put, regardless of concurrency and rate.

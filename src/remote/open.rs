@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -50,6 +51,27 @@ pub(super) struct Opened {
     pub(super) prefix: Path,
     /// The URL in its plain form.
     pub(super) name: String,
+    pub(super) folder: Option<Folder>,
+}
+
+/// The folder of a `file:` remote. Another one may come to stand in its place, or none: a filesystem that is unmounted
+/// leaves the folder that it was mounted on.
+#[derive(Clone, Debug)]
+pub(super) struct Folder {
+    pub(super) path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Folder {
+    fn at(path: &FilePath) -> io::Result<Self> {
+        let found = path.metadata()?;
+        Ok(Self { path: path.to_owned(), device: found.dev(), inode: found.ino() })
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        Self::at(&self.path).is_ok_and(|found| (found.device, found.inode) == (self.device, self.inode))
+    }
 }
 
 /// What to do about a folder that is not there.
@@ -69,7 +91,9 @@ pub(super) fn open(url: &str, options: &BTreeMap<String, String>, absent: Absent
     let scheme = scheme.to_ascii_lowercase();
     match scheme.as_str() {
         "file" => folder(rest, options, absent),
-        "memory" => Ok(Opened { store: Arc::new(InMemory::new()), prefix: Path::ROOT, name: "memory:".into() }),
+        "memory" => {
+            Ok(Opened { store: Arc::new(InMemory::new()), prefix: Path::ROOT, name: "memory:".into(), folder: None })
+        }
         "s3" | "az" | "gs" => bucket(scheme, rest, options),
         _ => Err(OpenError::UnknownScheme { scheme: Some(scheme) }),
     }
@@ -98,13 +122,14 @@ fn folder(rest: &str, options: &BTreeMap<String, String>, absent: Absent) -> Res
     if !whole.is_dir() {
         return Err(unreadable(io::ErrorKind::NotADirectory.into()));
     }
+    let folder = Folder::at(&whole).map_err(unreadable)?;
     let store = LocalFileSystem::new_with_prefix(&whole).map_err(|error| OpenError::Setup {
         scheme: "file".into(),
         bucket: whole.display().to_string(),
         source: Cause::of(&error),
     })?;
     let name = format!("file:{}", path.display());
-    Ok(Opened { store: Arc::new(store.with_fsync(true)), prefix: Path::ROOT, name })
+    Ok(Opened { store: Arc::new(store.with_fsync(true)), prefix: Path::ROOT, name, folder: Some(folder) })
 }
 
 /// The folder and those above it, durably: object_store makes durable only what is inside.
@@ -144,7 +169,7 @@ fn bucket(scheme: String, rest: &str, options: &BTreeMap<String, String>) -> Res
         "az" => azure(bucket, options)?,
         _ => gcs(bucket, options)?,
     };
-    Ok(Opened { store, prefix, name })
+    Ok(Opened { store, prefix, name, folder: None })
 }
 
 /// We retry ourselves: by our deadlines, and knowing what an answer that was lost means.

@@ -61,6 +61,35 @@ async fn a_remote_in_a_folder_holds_what_was_put_first() {
 }
 
 #[tokio::test]
+async fn another_folder_in_place_of_the_one_that_was_opened_is_a_remote_that_is_away() {
+    let temp = tempfile::tempdir().unwrap();
+    let (there, gone) = (temp.path().join("remote"), temp.path().join("gone"));
+    let limits = Limits { answer: Duration::from_secs(30), patience: Duration::from_millis(100), ..impatient() };
+    let remote = Remote::create(&format!("file:{}", there.display()), &BTreeMap::new(), limits).unwrap();
+    let body = Bytes::from_static(b"x");
+    assert_eq!(remote.put_new("a/b", body.clone()).await.unwrap(), PutOutcome::Created);
+    std::fs::rename(&there, &gone).unwrap();
+    for exists in [false, true] {
+        if exists {
+            std::fs::create_dir(&there).unwrap();
+        }
+        let errors = [
+            remote.put_new("a/c", body.clone()).await.unwrap_err(),
+            remote.get("a/b").await.unwrap_err(),
+            remote.exists("a/c").await.unwrap_err(),
+        ];
+        let away =
+            |error: &RemoteError| matches!(error, RemoteError::Replaced { path, .. } if path.ends_with("remote"));
+        assert!(errors.iter().all(away), "{errors:?}");
+    }
+    assert_eq!(std::fs::read_dir(&there).unwrap().count(), 0);
+    std::fs::remove_dir(&there).unwrap();
+    std::fs::rename(&gone, &there).unwrap();
+    assert_eq!(remote.put_new("a/c", body).await.unwrap(), PutOutcome::Created);
+    assert_eq!(remote.get("a/b").await.unwrap(), "x");
+}
+
+#[tokio::test]
 async fn errors_that_pass_are_not_seen() {
     let (store, remote) = faulty();
     for fault in [Fault::Status(503), Fault::Status(429), Fault::Reset, Fault::BlackHole] {

@@ -45,6 +45,37 @@ fn print_ratios(healthy: &[Latency], dead: &[Latency]) {
     }
 }
 
+/// As when a filesystem is unmounted, and the folder remains that it was mounted on.
+#[test]
+fn another_folder_in_place_of_the_remote_gets_nothing_and_the_alarm_is_raised_until_it_is_back() {
+    let mut scene = Scene::new(64 * MIB);
+    scene.more = "max_age = \"2s\"\n".to_owned();
+    let mut gateway = scene.serve().allow_each(&REMOTE_AWAY).allow("the oldest unpublished change is too old");
+    gateway.settle();
+    let (there, gone) = (scene.path("remote"), scene.path("gone"));
+    fs::rename(&there, &gone).unwrap();
+    for is_empty in [false, true] {
+        if is_empty {
+            fs::create_dir(&there).unwrap();
+        }
+        let load = Load { ops: 300, rate: 0, ..Load::MIXED };
+        Stamper::start(&load, gateway.uri(), &scene.path("")).finish();
+        gateway.wait_until("late", Duration::from_secs(30), |status| {
+            let why = status.0["last_error"].as_str().unwrap_or_default();
+            status.0["late"] == true && why.contains("is not the folder that was opened")
+        });
+        assert_eq!(there.exists(), is_empty);
+    }
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(fs::read_dir(&there).unwrap().count(), 0, "something was put into another folder");
+    fs::remove_dir(&there).unwrap();
+    fs::rename(&gone, &there).unwrap();
+    gateway.settle();
+    gateway.wait_for_line("recovery points are up to date again");
+    gateway.stop();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
 /// Fault test 33, its black hole.
 #[test]
 fn a_remote_that_is_dead_for_long_fails_no_client_takes_no_memory_and_is_caught_up_with() {
