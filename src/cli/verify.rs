@@ -190,7 +190,8 @@ fn text(on: &str, point: &Point, findings: &Findings, compared: Option<&Compared
             );
         }
         if different.is_empty() {
-            text += &format!("{store} equals the point\n");
+            let what = if unreadable(gateway) > 0 { "what can be read of " } else { "" };
+            text += &format!("{what}{store} equals the point\n");
         } else {
             text += &format!("{store} differs from the point in {}:\n", human_bytes(different.bytes()));
             text += &shown(different);
@@ -224,8 +225,18 @@ fn verdict(on: &str, findings: &Findings, compared: Option<&Compared>) -> Result
                 ),
             })
         }
+        Some(Compared { store, gateway, .. }) if unreadable(gateway) > 0 => {
+            let why = format!("{} of {store} cannot be read", human_bytes(unreadable(gateway)));
+            let remedy = "see whether the disk is sound, and as large as it was; a point can be restored to another";
+            Err(Failure::new("verify", on).why(why).remedy(remedy))
+        }
         _ => Ok(()),
     }
+}
+
+/// Bytes of its store that the gateway could not read.
+fn unreadable(gateway: &Option<Comparison>) -> u64 {
+    gateway.as_ref().map_or(0, |found| found.unreadable)
 }
 
 fn online_remedy(verdict: Verdict) -> &'static str {
@@ -271,4 +282,31 @@ fn why(fault: &Fault) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_cannot_be_read_everywhere_is_not_said_to_be_equal() {
+        let compared = |unreadable| Compared {
+            store: Place::parse("file:disk0.img").unwrap(),
+            store_size: 1 << 20,
+            different: Ranges::counted(Vec::new(), 0, 0),
+            gateway: Some(Comparison {
+                compared: (1 << 20) - unreadable,
+                changed: 0,
+                unreadable,
+                different: 0,
+                ranges: Vec::new(),
+                unlisted: 0,
+                repaired: 0,
+                verdict: Verdict::Equal,
+            }),
+        };
+        assert!(verdict("disk0", &Findings::default(), Some(&compared(0))).is_ok());
+        let failure = verdict("disk0", &Findings::default(), Some(&compared(4096))).unwrap_err().to_string();
+        assert!(failure.contains("4.0 KiB of") && failure.contains("cannot be read"), "{failure}");
+    }
 }

@@ -19,6 +19,7 @@ use super::stores::StoreError;
 use crate::chain::ChainError;
 use crate::config::{Config, Section};
 use crate::format::VolumeId;
+use crate::format::names::VolumeName;
 use crate::remote::{OpenError, RemoteError};
 use crate::status::{self, Status, VolumeStatus};
 use crate::units::{Timestamp, human_bytes};
@@ -124,6 +125,10 @@ pub enum Fault {
     StoreGone,
     #[error("it is not the store that the last run has shadowed by this name")]
     OtherStore,
+    #[error("it has {to} bytes, and {from} were shadowed")]
+    Shrunk { from: u64, to: u64 },
+    #[error("it is the store of volume {0} as well, by another path")]
+    StoreTwice(String),
     #[error(transparent)]
     RemoteSettings(#[from] OpenError),
     #[error("it cannot be read")]
@@ -164,6 +169,10 @@ impl Fault {
             Self::OtherStore => {
                 "if it holds the volume's data (restored, moved), start with umbra serve --adopt; if not, restore first"
             }
+            Self::Shrunk { .. } => {
+                "enlarge it, for what was cut off is in the remote; or begin a new volume under another name"
+            }
+            Self::StoreTwice(_) => "give each volume a store of its own",
             Self::Store(StoreError::File(_)) => "name a file or device that is free and that umbra may read and write",
             Self::Store(StoreError::Nbd(_)) => "see that the server runs, offers this export and lets one more in",
             Self::Store(StoreError::Iscsi { .. }) => {
@@ -207,6 +216,7 @@ pub async fn check(config: &Config) -> Vec<Finding> {
         }
     }
     let mut remote = remote::open(&config.remote, &mut findings);
+    let mut known: Vec<(store::Place, &VolumeName)> = Vec::new();
     for (index, volume) in config.volumes.iter().enumerate() {
         let section = Section::Volume { number: index + 1, name: Some(volume.name.to_string()) };
         let value = format!("\"{}\"", volume.store);
@@ -220,7 +230,11 @@ pub async fn check(config: &Config) -> Vec<Finding> {
             // Why not was said.
             Err(_) => None,
         };
+        let place = store::place_of(&volume.store);
+        let twice = known.iter().find(|(other, _)| Some(*other) == place).map(|(_, name)| name.to_string());
+        known.extend(place.map(|place| (place, &volume.name)));
         let outcomes = match (running.volume(volume.name.as_str()), &volume.store) {
+            _ if let Some(other) = twice => vec![Fault::StoreTwice(other).into()],
             // A server may let one client in and no more, and that one is the gateway.
             (Some(status), store) if store.is_networked() => vec![served(status)],
             (_, store) => {

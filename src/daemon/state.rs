@@ -112,8 +112,8 @@ pub struct Glance {
     pub instance: Option<InstanceId>,
     /// The remote volume that was open under the name last.
     pub remote: Option<VolumeId>,
-    /// Name of the store that was shadowed last.
-    pub store: Option<String>,
+    /// The store that was shadowed last.
+    pub store: Option<Identity>,
 }
 
 /// Looks into the folder at `path`, which may be absent or held by a gateway; changes nothing.
@@ -126,7 +126,7 @@ pub fn glance(path: &Path, name: &str) -> Result<Glance, StateError> {
     Ok(Glance {
         instance: instance.map_err(|_| damaged(&instance_path))?,
         remote: volume.as_ref().and_then(|volume| volume.remote),
-        store: volume.and_then(|volume| volume.store).map(|store| store.name),
+        store: volume.and_then(|volume| volume.store),
     })
 }
 
@@ -291,8 +291,8 @@ mod tests {
         let store = Identity { name: "file:1:2".into(), size: 7, modified: Some(-1) };
         let clean = Clean { entry: EntryNumber(5), store: store.clone() };
         let generation = Some(Generation(3));
-        let changed =
-            VolumeState { remote: Some(state.log), generation, store: Some(store), clean: Some(clean), ..state };
+        let kept = Some(store.clone());
+        let changed = VolumeState { remote: Some(state.log), generation, store: kept, clean: Some(clean), ..state };
         folder.change_volume("disk0", |kept| kept.clone_from(&changed)).unwrap();
         folder.set_sequence(42).unwrap();
         let instance = folder.instance();
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(folder.instance(), instance);
         assert_eq!(folder.volume("disk0").unwrap(), changed);
         assert_eq!(folder.sequence(Timestamp(0)).unwrap(), 42);
-        let seen = Glance { instance: Some(instance), remote: changed.remote, store: Some("file:1:2".into()) };
+        let seen = Glance { instance: Some(instance), remote: changed.remote, store: Some(store) };
         assert_eq!(glance(&path, "disk0").unwrap(), seen.clone(), "a folder that is held can be looked into");
         let (stranger, nowhere) = (Glance { remote: None, store: None, ..seen }, temp.path().join("nowhere"));
         assert_eq!(glance(&path, "disk1").unwrap(), stranger);

@@ -65,7 +65,11 @@ impl Watched {
 
     fn alarm(&self) {
         let lag = self.volume.lag();
-        self.forecast.lock().sample(Instant::now(), lag.bytes);
+        match self.volume.state().logs() {
+            true => self.forecast.lock().sample(Instant::now(), lag.bytes),
+            // What was unpublished before says nothing of how the log fills afterwards.
+            false => *self.forecast.lock() = Forecast::default(),
+        }
         let age = lag.age;
         let late = age > self.max_age;
         if self.late.swap(late, Ordering::Relaxed) == late {

@@ -83,6 +83,16 @@ fn check_approves_a_right_configuration_and_changes_nothing() {
     left.sort();
     assert_eq!(left, ["umbra.toml"]);
 
+    // Two volumes, and one store by two paths.
+    scene.log_size = "512MiB";
+    let second = "[[volume]]\nname = \"disk1\"\nstore = \"file:disk1.img\"\n";
+    fs::File::create(scene.store()).unwrap().set_len(64 * MIB).unwrap();
+    std::os::unix::fs::symlink(scene.store(), scene.path("disk1.img")).unwrap();
+    fs::write(scene.config(), scene.toml() + second).unwrap();
+    let said = scene.run(&["check", config.to_str().unwrap()]).expect_code(1);
+    assert!(said.stdout.contains("it is the store of volume disk0 as well"), "{}{}", said.stdout, said.stderr);
+    fs::remove_file(scene.store()).unwrap();
+
     // The store is absent and may not be made.
     scene.volumes[0].create = None;
     fs::write(scene.config(), scene.toml()).unwrap();
@@ -166,9 +176,10 @@ fn systemd_is_told_when_the_exports_are_ready() {
     let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     scene.environment.push(("NOTIFY_SOCKET", path.to_str().unwrap().to_owned()));
-    let gateway = scene.serve();
+    let mut gateway = scene.serve();
     let mut message = [0; 1024];
     let length = socket.recv(&mut message).unwrap();
     assert!(message[..length].split(|b| *b == b'\n').any(|line| line == b"READY=1"));
+    gateway.settle();
     gateway.stop();
 }

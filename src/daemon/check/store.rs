@@ -18,6 +18,18 @@ use crate::iscsi::initiator::Url;
 use crate::nbd::NbdDisk;
 use crate::units::human_bytes;
 
+/// Where a file or device is, whatever path leads there: its device and number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place(u64, u64);
+
+/// None of what is not there, or not local.
+pub(super) fn place_of(store: &Store) -> Option<Place> {
+    let (Store::File { path, .. } | Store::Device { path, .. }) = store else { return None };
+    let found = fs::metadata(path).ok()?;
+    // A device has several nodes, and one number of its own.
+    Some(if found.is_file() { Place(found.dev(), found.ino()) } else { Place(0, found.rdev()) })
+}
+
 /// `served`: the gateway runs, and the store is its own. `glance` is what the last run left.
 pub(super) async fn check(store: &Store, initiator: &Initiator, served: bool, glance: &Glance) -> Vec<Outcome> {
     let looked = match store {
@@ -115,7 +127,10 @@ fn exclusive(path: &Path) -> Result<(), Fault> {
 async fn accept(disk: &dyn Disk, glance: &Glance) -> Result<(), Fault> {
     stores::accept(disk).await?;
     match &glance.store {
-        Some(last) if *last != disk.identity().name => Err(Fault::OtherStore),
+        Some(last) if last.name != disk.identity().name => Err(Fault::OtherStore),
+        Some(last) if last.size > disk.identity().size => {
+            Err(Fault::Shrunk { from: last.size, to: disk.identity().size })
+        }
         _ => Ok(()),
     }
 }
