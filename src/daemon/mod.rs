@@ -362,7 +362,14 @@ async fn find_marks(
     let left = kept.clean.as_ref().map(|clean| &clean.store).filter(|left| modified(left));
     let other = kept.store.as_ref().filter(|last| last.name != identity.name);
     if left.is_some() || other.is_some() {
-        warn!(volume = name, ?left, found = ?identity, "the store is not as the last stop left it; comparing it in full");
+        let (last, modified) = (left.or(other).map(|last| &last.name), left.is_some());
+        warn!(
+            volume = name,
+            ?last,
+            found = identity.name,
+            modified,
+            "the store is not as the last stop left it; comparing it in full"
+        );
     } else if !options.compare {
         return Ok(found);
     }
@@ -439,7 +446,7 @@ async fn probe(remote: &Remote, report: &Report) -> ConditionalPuts {
     crate::snapshot::upload::persist(report, || conditional_puts(remote)).await
 }
 
-/// Makes the store durable and marks the volume clean, if all is published. True if nothing is missing.
+/// Makes the store durable and marks the volume clean, if all that was read of it is published. True if a point has all.
 async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) -> bool {
     let name = &running.name;
     let left = match (left, &running.clean) {
@@ -476,7 +483,17 @@ async fn mark_clean(state: &StateFolder, running: &Running, left: Option<Left>) 
     }
     let clean = Clean { entry: left.entry, store: running.store.identity() };
     match state.change_volume(name, |kept| kept.clean = Some(clean)) {
-        Ok(()) => true,
+        Ok(()) => {
+            let left = running.volume.scan_left();
+            if left > 0 {
+                warn!(
+                    volume = name,
+                    bytes = left,
+                    "not everything was compared or copied; the next start goes on with it"
+                );
+            }
+            left == 0
+        }
         Err(error) => {
             error!(volume = name, %error, "the state folder cannot be written");
             false

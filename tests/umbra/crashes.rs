@@ -10,7 +10,7 @@ use umbra::random::SplitMix64;
 
 use crate::cuts::assert_one_cut;
 use crate::harness::{
-    Gateway, INTERRUPTED, Load, MIB, Nbdkit, STORE_CHANGED, Scene, Stamper, Status, assert_same_image, extent,
+    Gateway, INTERRUPTED, Load, MIB, Nbdkit, STORE_CHANGED, Scene, Stamper, Status, assert_same_image, extent, program,
 };
 use crate::oracle::holds_everything_acknowledged;
 use crate::trace::{Answer, Trace};
@@ -48,7 +48,7 @@ fn a_crash_costs_what_was_hot_and_not_the_volume() {
     Stamper::start(&Load { ops: 1000, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish();
     gateway.wait_until("cold", Duration::from_secs(120), |status| status.is_settled() && status.0["hot"] == 0);
     let write = ["-f", "raw", "-c", "write -P 9 20M 64k", "-c", "write -P 10 40M 64k", gateway.uri()];
-    crate::harness::program("qemu-io", &write).ok();
+    program("qemu-io", &write).ok();
     let before = gateway.status();
     let hot = before.0["hot"].as_u64().unwrap();
     // The first of them may look like the next step of a stream, which is made hot eight regions ahead.
@@ -134,6 +134,22 @@ fn a_clean_stop_is_resumed_without_a_compare() {
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
 }
 
+#[test]
+fn a_stop_before_everything_was_copied_says_so_and_the_next_start_goes_on() {
+    let mut scene = Scene::new(64 * MIB);
+    let to = format!("of={}", scene.store().display());
+    program("dd", &["if=/dev/urandom", &to, "bs=1M", "count=64", "status=none"]).ok();
+    scene.scan_rate = "4MiB/s";
+    let mut gateway = scene.serve().allow("not everything was compared or copied; the next start goes on with it");
+    gateway.wait_until("copying", Duration::from_secs(30), |status| status.0["uploaded"].as_u64() > Some(0));
+    gateway.stop_unfinished();
+    scene.scan_rate = "";
+    let mut gateway = scene.serve();
+    gateway.settle();
+    gateway.stop();
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
 /// Fault test 17, while the gateway was stopped.
 #[test]
 fn a_file_that_was_changed_behind_our_back_is_compared_in_full() {
@@ -155,7 +171,7 @@ fn a_file_that_has_grown_is_compared_in_full_and_restored_at_its_new_size() {
     let file = fs::OpenOptions::new().write(true).open(scene.store()).unwrap();
     file.set_len(80 * MIB).unwrap();
     file.write_all_at(b"in the new part", 70 * MIB).unwrap();
-    let image = next_image(&scene, scene.serve_with(&["--adopt"]).allow(STORE_CHANGED), true);
+    let image = next_image(&scene, scene.serve().allow(STORE_CHANGED), true);
     assert_same_image(&image, &fs::read(scene.store()).unwrap());
 }
 
@@ -168,16 +184,16 @@ fn a_file_that_grows_while_it_is_served_is_copied_at_the_size_that_clients_know(
     let file = fs::OpenOptions::new().write(true).open(scene.store()).unwrap();
     file.set_len(80 * MIB).unwrap();
     let mut trace = Stamper::start(&Load { ops: 500, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish();
-    let beyond = crate::harness::program("qemu-io", &["-f", "raw", "-c", "write -P 9 70M 64k", gateway.uri()]);
+    let beyond = program("qemu-io", &["-f", "raw", "-c", "write -P 9 70M 64k", gateway.uri()]);
     assert!(!beyond.status.success(), "{}", beyond.stdout);
     gateway.settle();
     let (_, image) = assert_one_cut(&scene, "latest", &trace);
     assert_same_image(&image, &fs::read(scene.store()).unwrap()[..64 * MIB as usize]);
     gateway.stop();
 
-    let mut gateway = scene.serve_with(&["--adopt"]).allow(STORE_CHANGED);
+    let mut gateway = scene.serve().allow(STORE_CHANGED);
     trace.append(Stamper::start(&Load { ops: 100, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish());
-    crate::harness::program("qemu-io", &["-f", "raw", "-c", "write -P 9 70M 64k", gateway.uri()]).ok();
+    program("qemu-io", &["-f", "raw", "-c", "write -P 9 70M 64k", gateway.uri()]).ok();
     gateway.settle();
     gateway.stop();
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
@@ -190,7 +206,7 @@ fn marks_with_flipped_bits_are_noticed_and_everything_is_compared() {
     shadow_and_stop(&scene);
     let gateway = scene.serve();
     let write = ["-f", "raw", "-c", "write -P 9 20M 64k", gateway.uri()];
-    crate::harness::program("qemu-io", &write).ok();
+    program("qemu-io", &write).ok();
     gateway.kill();
     let marks = scene.path("state/marks/disk0");
     let good = fs::read(&marks).unwrap();

@@ -58,6 +58,8 @@ pub struct Scene {
     pub portal: Option<u16>,
     pub remote: String,
     pub epoch: &'static str,
+    /// As much at most is read of a store to be compared or copied; empty: as much as can be.
+    pub scan_rate: &'static str,
     pub log_size: &'static str,
     pub log_sync: &'static str,
     /// TOML at the end of the configuration.
@@ -84,6 +86,7 @@ impl Scene {
             portal: None,
             remote: "file:remote".into(),
             epoch: "1s",
+            scan_rate: "",
             log_size: "256MiB",
             log_sync: "background",
             more: String::new(),
@@ -126,6 +129,9 @@ impl Scene {
              sync = \"{}\"\n[snapshot]\nepoch = \"{}\"\n",
             self.place, self.remote, self.log_size, self.log_sync, self.epoch
         );
+        if !self.scan_rate.is_empty() {
+            text += &format!("scan_rate = \"{}\"\n", self.scan_rate);
+        }
         for volume in &self.volumes {
             text += &format!("[[volume]]\nname = \"{}\"\nstore = \"{}\"\n", volume.name, volume.store);
             if let Some(size) = volume.create {
