@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
-use crate::harness::{Load, MIB, Nbdkit, Scene, Stamper, assert_same_image};
+use crate::harness::{Filesystem, Load, MIB, Nbdkit, Scene, Stamper, assert_same_image};
 
 const SIZE: u64 = 64 * MIB;
 
@@ -59,6 +59,27 @@ fn a_target_that_must_not_be_written_is_not_touched() {
     scene.restore("yesterday", to, &[]).expect_code(2);
     assert!(!target.exists());
     assert!(!scene.path("elsewhere").exists(), "a remote was made by reading it");
+}
+
+/// Fault test 20, no space.
+#[test]
+#[ignore = "loop devices and mounts need root"]
+fn a_target_on_a_full_disk_is_named_and_not_taken_for_finished() {
+    let scene = shadowed();
+    let image = scene.path("small-disk");
+    fs::File::create(&image).unwrap().set_len(16 * MIB).unwrap();
+    let small = Filesystem::make(&image, &scene.path("small"), &["-m", "0"]);
+    let target = small.folder().join("disk0.img");
+    let said = scene.restore("latest", target.to_str().unwrap(), &[]).expect_code(1);
+    for word in ["No space left on device", "small/disk0.img"] {
+        assert!(said.stderr.contains(word), "no word of {word}: {}", said.stderr);
+    }
+    let mut second = Scene::new(SIZE);
+    second.volumes[0].create = None;
+    second.volumes[0].store = format!("file:{}", target.display());
+    fs::write(second.config(), second.toml()).unwrap();
+    let refused = second.run(&["serve", "umbra.toml"]).expect_code(1);
+    assert!(refused.stderr.contains("a restore that did not finish"), "{}", refused.stderr);
 }
 
 #[test]

@@ -22,6 +22,33 @@ async fn a_full_log_costs_no_client_anything_and_is_followed_by_a_resync() {
     gateway.settles_current(&world).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_writes_faster_than_the_uplink_takes_it_is_delayed_while_the_log_fills() {
+    let mut world = World::new(256 * MIB);
+    world.log_size = 256 * MIB;
+    let most = Duration::from_secs(1);
+    world.settings.throttle = Some(most);
+    let gateway = world.start().await;
+    gateway.settled().await;
+    world.refuse_puts();
+    let mut random = SplitMix64(7);
+    let mut took = Vec::new();
+    for megabyte in 0..256 {
+        let begun = tokio::time::Instant::now();
+        gateway.volume.write(megabyte * MIB, random.bytes(MIB as usize), false).await.unwrap();
+        took.push(begun.elapsed());
+        // What is delayed is not refused.
+        if took.iter().sum::<Duration>() > 3 * most {
+            break;
+        }
+    }
+    assert_eq!(gateway.volume.state(), State::Shadowing, "it overflowed after {} MiB", took.len());
+    assert!(took.len() > 100, "delayed before the log was half full: {} MiB", took.len());
+    assert!(took.last().is_some_and(|last| *last > most / 50), "not delayed: {:?}", took.last());
+    world.bucket.heal();
+    gateway.settles_current(&world).await;
+}
+
 /// Fault test 22.
 /// Counterexample 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
