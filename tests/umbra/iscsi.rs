@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::cuts::assert_one_cut;
 use crate::harness::{
-    CANARY, Finished, Fio, Gateway, Load, MIB, Memory, Running, Scene, Stamper, assert_same_image, free_port, program,
-    python, run,
+    CANARY, Finished, Fio, Gateway, Load, MIB, Memory, PORTALS, Running, Scene, Stamper, assert_same_image, free_port,
+    program, python, run,
 };
 use crate::malformed::assert_it_ends;
 use crate::transparency::noise;
@@ -20,7 +20,7 @@ pub const NAME: &str = "iqn.2026-11.io.umbra:disk0";
 /// The conformance tests take half a minute.
 const CONFORMANCE_LIMIT: Duration = Duration::from_secs(300);
 
-/// A scene whose gateway has a portal, at the same port after each start: initiators come back to it.
+/// A scene whose gateway has portals, at the same port after each start: initiators come back to them.
 pub fn scene(size: u64) -> Scene {
     let free = free_port();
     let mut scene = Scene::new(size);
@@ -28,9 +28,15 @@ pub fn scene(size: u64) -> Scene {
     scene
 }
 
-/// As libiscsi and qemu write it; `credentials` end with an @.
+/// As libiscsi and qemu write it, by each of the portals; `credentials` end with an @.
+fn urls(scene: &Scene, credentials: &str, options: &str) -> [String; 2] {
+    PORTALS.map(|host| format!("iscsi://{credentials}{host}:{}/{NAME}/0{options}", scene.portal.unwrap()))
+}
+
+/// By the first of them.
 fn url(scene: &Scene, credentials: &str, options: &str) -> String {
-    format!("iscsi://{credentials}127.0.0.1:{}/{NAME}/0{options}", scene.portal.unwrap())
+    let [first, _] = urls(scene, credentials, options);
+    first
 }
 
 /// What came of each conformance test: `passes`, `fails`, or `skipped` and why.
@@ -73,11 +79,11 @@ fn outcomes(log: &str) -> BTreeMap<String, String> {
     found
 }
 
-/// Runs all conformance tests through two portals' worth of sessions, and holds each against the stored list.
+/// Runs all conformance tests through two portals, and holds each against the stored list.
 #[track_caller]
-fn assert_conforms(url: &str) {
+fn assert_conforms(urls: &[String; 2]) {
     let mut command = Command::new("iscsi-test-cu");
-    command.args(["--dataloss", "-v", "-t", "ALL", url, url]);
+    command.args(["--dataloss", "-v", "-t", "ALL"]).args(urls);
     let said = run(&mut command, CONFORMANCE_LIMIT).ok();
     let found = outcomes(&said.stdout);
     let expected: BTreeMap<String, String> = include_str!("iscsi-test-cu.tsv")
@@ -106,10 +112,24 @@ fn what_iscsi_test_cu_says_is_read_as_it_is_meant() {
 fn the_conformance_tests_pass_and_the_newest_point_is_the_disk() {
     let scene = scene(100 * MIB);
     let mut gateway = scene.serve();
-    assert_conforms(&url(&scene, "", ""));
+    assert_conforms(&urls(&scene, "", ""));
     gateway.settle();
     gateway.stop();
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn discovery_by_either_portal_names_both() {
+    let scene = scene(16 * MIB);
+    let gateway = scene.serve();
+    let port = scene.portal.unwrap();
+    for asked in PORTALS {
+        let said = program("iscsi-ls", &[&format!("iscsi://{asked}:{port}")]).ok().stdout;
+        for named in PORTALS {
+            assert!(said.contains(&format!("Target:{NAME} Portal:{named}:{port},1")), "by {asked}: {said}");
+        }
+    }
+    gateway.stop();
 }
 
 /// Users and secrets of both sides; the initiators' is never to be seen again.
@@ -138,7 +158,7 @@ fn the_conformance_tests_pass_with_mutual_chap_and_digests() {
     let scene = with_secrets(100 * MIB);
     let mut gateway = scene.serve();
     let options = "?header_digest=crc32c&target_user=umbra&target_password=another-secret";
-    assert_conforms(&url(&scene, &format!("alice%{CANARY}@"), options));
+    assert_conforms(&urls(&scene, &format!("alice%{CANARY}@"), options));
     gateway.settle();
     assert!(!gateway.printed().contains(CANARY), "a secret is in the log");
     gateway.stop();
@@ -361,7 +381,7 @@ fn malformed_pdus_hurt_nobody_else_and_the_conformance_tests_pass_after_them() {
     let peak = Memory::of(gateway.pid()).peak;
     assert!(peak < 1 << 30, "it took {} MiB of memory", peak >> 20);
     drop(silent);
-    assert_conforms(&url(&scene, "", ""));
+    assert_conforms(&urls(&scene, "", ""));
     gateway.settle();
     gateway.stop();
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());

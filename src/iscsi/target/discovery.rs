@@ -1,5 +1,6 @@
 //! Text requests of the full feature phase (section 4.3, 6.4 and 11.10): which targets there are, and where.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,12 +11,31 @@ use crate::iscsi::parameters::Parameters;
 use crate::iscsi::pdu::login::CONTINUE;
 use crate::iscsi::pdu::{FINAL, NO_TAG, TextRequest};
 use crate::iscsi::text::{self, NOT_UNDERSTOOD, REJECT, TEXT_MAX};
+use crate::net::Address;
 
-/// The targets behind a portal, and the portal's address as the initiator knows it.
+/// The targets, and the portals that all of them are behind: first the one that the initiator has come to.
 #[derive(Clone)]
 pub struct Targets {
     pub all: Arc<[Arc<Target>]>,
-    pub portal: String,
+    pub portals: Vec<String>,
+}
+
+/// The portals as an initiator is told of them which has come to `own`: paths to it are what it makes of them. A wildcard
+/// is no address, and a loopback address is another one on another machine.
+pub fn portals(own: String, listening: &[Address]) -> Vec<String> {
+    let is_here = own.parse::<SocketAddr>().is_ok_and(|own| own.ip().is_loopback());
+    let mut portals = vec![own];
+    for address in listening {
+        if let Address::Tcp(other) = address
+            && let Ok(socket) = other.parse::<SocketAddr>()
+            && !socket.ip().is_unspecified()
+            && (is_here || !socket.ip().is_loopback())
+            && *other != portals[0]
+        {
+            portals.push(other.clone());
+        }
+    }
+    portals
 }
 
 impl Targets {
@@ -103,6 +123,53 @@ fn answer(question: &[u8], targets: &Targets, own: Option<&str>, parameters: &mu
 impl Targets {
     fn put(&self, answer: &mut Vec<u8>, target: &Target) {
         text::put(answer, "TargetName", &target.name);
-        text::put(answer, "TargetAddress", &format!("{},{PORTAL_GROUP}", self.portal));
+        for portal in &self.portals {
+            text::put(answer, "TargetAddress", &format!("{portal},{PORTAL_GROUP}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::scsi::{Unit, UnitSettings};
+
+    const NAME: &str = "iqn.t:disk0";
+
+    fn targets(portals: Vec<String>) -> Targets {
+        let settings = UnitSettings {
+            name: "disk0".into(),
+            serial: "0".into(),
+            id: [7; 16],
+            target: NAME.into(),
+            target_ports: 1,
+            keep: None,
+        };
+        let unit = Unit::new(Arc::new(MemoryDisk::new(1 << 20)), settings).unwrap();
+        Targets { all: [Target::new(NAME.into(), unit)].into(), portals }
+    }
+
+    fn request(flags: u8, transfer: u32) -> TextRequest {
+        TextRequest { flags, transfer, ..TextRequest::default() }
+    }
+
+    #[test]
+    fn an_initiator_is_told_of_each_portal_that_it_can_come_to() {
+        let listening = ["0.0.0.0:3260", "10.0.0.7:3261", "[::]:3260", "[2001:db8::7]:3260", "127.0.0.1:3262"];
+        let listening = listening.map(|address| Address::Tcp(address.into()));
+        let told = |own: &str| portals(own.into(), &listening);
+        assert_eq!(told("10.0.0.7:3260"), ["10.0.0.7:3260", "10.0.0.7:3261", "[2001:db8::7]:3260"]);
+        assert_eq!(told("10.0.0.7:3261"), ["10.0.0.7:3261", "[2001:db8::7]:3260"]);
+        assert_eq!(told("127.0.0.1:3260"), ["127.0.0.1:3260", "10.0.0.7:3261", "[2001:db8::7]:3260", "127.0.0.1:3262"]);
+
+        let targets = targets(told("10.0.0.7:3261"));
+        let mut exchange = Exchange::default();
+        let asked = request(FINAL, NO_TAG);
+        let (_, _, said) =
+            exchange.take(&asked, b"SendTargets=All\0", &targets, None, &mut Parameters::default()).unwrap();
+        let said: Vec<_> = text::pairs(&said).map(Result::unwrap).collect();
+        let addresses = ["10.0.0.7:3261,1", "[2001:db8::7]:3260,1"].map(|address| ("TargetAddress", address));
+        assert_eq!(said, [&[("TargetName", NAME)][..], &addresses].concat());
     }
 }

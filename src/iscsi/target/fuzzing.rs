@@ -103,7 +103,7 @@ fn serve(target: &Arc<Target>, mode: u8, said: &[u8]) -> Option<End> {
     let chap = Chap { initiator: account("alice"), target: Some(account("umbra")) };
     let chap = (mode & mode::CHAP != 0).then_some(&chap);
     let mut script = Script::new(mode, said);
-    let targets = Targets { all: [target.clone()].into(), portal: "192.0.2.1:3260".into() };
+    let targets = Targets { all: [target.clone()].into(), portals: vec!["192.0.2.1:3260".into()] };
     let (_go_on, stop) = watch::channel(false);
     let end = if mode & mode::AGREED == 0 {
         drive(converse(&mut script, &targets, chap, None, stop))

@@ -46,7 +46,7 @@ impl Target {
     /// Serves an initiator on a stream that is no socket, until its connection ends.
     #[cfg(test)]
     pub(crate) async fn serve(self: Arc<Self>, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
-        let targets = discovery::Targets { all: [self].into(), portal: String::new() };
+        let targets = discovery::Targets { all: [self].into(), portals: Vec::new() };
         let (_goes_on, stop) = tokio::sync::watch::channel(false);
         server::converse(stream, &targets, None, None, stop).await;
     }

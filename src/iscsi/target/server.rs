@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::Target;
-use super::discovery::Targets;
+use super::discovery::{Targets, portals};
 use super::login::{Agreed, Login, Next, Refusal, Step};
 use super::seats::Port;
 use super::session::{self, End, Opened};
@@ -71,10 +71,10 @@ impl Server {
     /// out, answers what is in flight (for at most 20 s), and closes.
     pub async fn run(self, stop: watch::Receiver<bool>) {
         let Self { listeners, targets, chap } = self;
-        let sessions_stop = stop.clone();
+        let (sessions_stop, listening) = (stop.clone(), Arc::from(listeners.addresses()));
         let connected = |Connection { stream, number, peer }| {
             let span = tracing::info_span!("iscsi", connection = number, peer);
-            serve(stream, targets.clone(), chap.clone(), sessions_stop.clone()).instrument(span)
+            serve(stream, targets.clone(), Arc::clone(&listening), chap.clone(), sessions_stop.clone()).instrument(span)
         };
         listeners.serve(stop, connected).await;
     }
@@ -98,10 +98,16 @@ enum LoginError {
 }
 
 /// One connection from its first byte to its last.
-async fn serve(stream: Stream, targets: Arc<[Arc<Target>]>, chap: Option<Arc<Chap>>, stop: watch::Receiver<bool>) {
+async fn serve(
+    stream: Stream,
+    targets: Arc<[Arc<Target>]>,
+    listening: Arc<[Address]>,
+    chap: Option<Arc<Chap>>,
+    stop: watch::Receiver<bool>,
+) {
     match stream.local_address() {
-        Ok(portal) => {
-            let targets = Targets { all: targets, portal };
+        Ok(own) => {
+            let targets = Targets { all: targets, portals: portals(own, &listening) };
             converse(stream, &targets, chap.as_deref(), Some(REFUSAL_PAUSE), stop).await;
         }
         Err(error) => tracing::info!(%error, "a connection that was gone at once"),

@@ -34,6 +34,8 @@ pub fn extent(in_ci: u32, long: u32) -> u32 {
 }
 
 pub const MIB: u64 = 1 << 20;
+/// Where a scene with iSCSI has portals: two paths to each of its targets.
+pub const PORTALS: [&str; 2] = ["127.0.0.1", "127.0.0.2"];
 /// No single command of a test takes longer on a machine that works.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 /// Value of every secret that a test hands to the gateway: must never be seen again.
@@ -54,7 +56,7 @@ pub struct Scene {
     /// Folder in the scene's, with a slash at its end, where state and store lie; empty: the scene's own.
     place: &'static str,
     pub volumes: Vec<Volume>,
-    /// Port of iSCSI; none: nothing listens for it.
+    /// Port of iSCSI, at both of [`PORTALS`]; none: nothing listens for it.
     pub portal: Option<u16>,
     pub remote: String,
     pub epoch: &'static str,
@@ -123,9 +125,10 @@ impl Scene {
 
     /// The configuration as TOML.
     pub fn toml(&self) -> String {
-        let portal = self.portal.map_or(String::new(), |port| format!("iscsi = \"127.0.0.1:{port}\"\n"));
+        let portals = self.portal.map(|port| PORTALS.map(|host| format!("{host}:{port}")));
+        let portals = portals.map_or(String::new(), |portals| format!("iscsi = {portals:?}\n"));
         let mut text = format!(
-            "state = \"{}state\"\n[listen]\nnbd = \"127.0.0.1:0\"\n{portal}[remote]\nurl = \"{}\"\n[log]\nsize = \"{}\"\n\
+            "state = \"{}state\"\n[listen]\nnbd = \"127.0.0.1:0\"\n{portals}[remote]\nurl = \"{}\"\n[log]\nsize = \"{}\"\n\
              sync = \"{}\"\n[snapshot]\nepoch = \"{}\"\n",
             self.place, self.remote, self.log_size, self.log_sync, self.epoch
         );

@@ -94,7 +94,7 @@ impl Stage {
             command_sn: 1,
             status_sn: 1,
             connection: 0,
-            targets: discovery::Targets { all: [self.target.clone()].into(), portal: "portal".into() },
+            targets: discovery::Targets { all: [self.target.clone()].into(), portals: vec!["portal".into()] },
             unit: Some((self.target.clone(), nexus)),
         };
         let session = tokio::spawn(serve(opened, leaving, stopping));
