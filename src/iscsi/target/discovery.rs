@@ -80,16 +80,19 @@ impl Exchange {
             if self.question.len() > TEXT_MAX {
                 return None;
             }
-            if head.flags & CONTINUE != 0 {
+            // More is to come, either of this text or behind it (11.10.1, 11.10.2).
+            if head.flags & (FINAL | CONTINUE) != FINAL {
                 return Some((0, self.tag, Bytes::new()));
             }
             let question = std::mem::take(&mut self.question);
             self.answer = answer(&question, targets, own, parameters)?.into();
         }
         let said = self.answer.split_to(self.answer.len().min(parameters.sent_max as usize));
-        match self.answer.is_empty() {
-            true => Some((FINAL, NO_TAG, said)),
-            false => Some((CONTINUE, self.tag, said)),
+        // Only a final request has a final response (11.11.1).
+        match (self.answer.is_empty(), head.flags & FINAL != 0) {
+            (true, true) => Some((FINAL, NO_TAG, said)),
+            (true, false) => Some((0, self.tag, said)),
+            (false, _) => Some((CONTINUE, self.tag, said)),
         }
     }
 }
@@ -171,5 +174,27 @@ mod tests {
         let said: Vec<_> = text::pairs(&said).map(Result::unwrap).collect();
         let addresses = ["10.0.0.7:3261,1", "[2001:db8::7]:3260,1"].map(|address| ("TargetAddress", address));
         assert_eq!(said, [&[("TargetName", NAME)][..], &addresses].concat());
+    }
+
+    /// RFC 7143, 11.11.1.
+    #[test]
+    fn a_request_that_is_not_final_has_no_final_response() {
+        let (targets, mut parameters) = (targets(vec!["10.0.0.7:3260".into()]), Parameters::default());
+        let mut exchange = Exchange::default();
+        let mut take = |head: TextRequest, data: &[u8], sent_max: u32| {
+            parameters.sent_max = sent_max;
+            exchange.take(&head, data, &targets, None, &mut parameters).unwrap()
+        };
+        let (flags, transfer, said) = take(request(0, NO_TAG), b"SendTargets=All\0", 8192);
+        assert_eq!((flags, said.len()), (0, 0));
+        let (flags, none, said) = take(request(FINAL, transfer), b"", 8192);
+        assert_eq!((flags, none), (FINAL, NO_TAG));
+        assert!(said.starts_with(b"TargetName="));
+        // Nor has one that fetches the rest of a long answer.
+        let (flags, transfer, first) = take(request(FINAL, NO_TAG), b"SendTargets=All\0", 16);
+        assert_eq!((flags, first.len()), (CONTINUE, 16));
+        let (flags, transfer, rest) = take(request(0, transfer), b"", 8192);
+        assert_eq!((flags, [first, rest].concat()), (0, said.to_vec()));
+        assert_eq!(take(request(FINAL, transfer), b"", 8192), (FINAL, NO_TAG, Bytes::new()));
     }
 }
