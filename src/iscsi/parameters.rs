@@ -58,9 +58,12 @@ impl Parameters {
     /// `discovery` sessions have no commands, and what is about them is irrelevant there.
     pub fn answer(&mut self, discovery: bool, key: &str, value: &str) -> Result<Option<String>, BadValue> {
         let bad = || BadValue { key: key.to_owned(), value: value.chars().take(80).collect() };
-        // An answer to what we declared, which asks for nothing.
-        if [REJECT, IRRELEVANT, NOT_UNDERSTOOD].contains(&value) {
+        if is_answer(key, value) {
             return Ok(None);
+        }
+        // No offer may be one of these (6.2).
+        if ANSWERS.contains(&value) {
+            return Err(bad());
         }
         let boolean = || match value {
             YES => Ok(true),
@@ -111,7 +114,8 @@ impl Parameters {
                 self.burst_max.to_string()
             }
             "FirstBurstLength" => {
-                self.first_burst_max = length()?.min(FIRST_BURST_MAX);
+                // 13.14: never more than a burst.
+                self.first_burst_max = length()?.min(FIRST_BURST_MAX).min(self.burst_max);
                 self.first_burst_max.to_string()
             }
             // 13.15, 13.16: how long to wait before a login anew, and how long tasks are kept for it.
@@ -168,7 +172,7 @@ impl Parameters {
         if !Self::offers().iter().any(|(offered, _)| *offered == key) {
             return Ok(false);
         }
-        if [REJECT, IRRELEVANT, NOT_UNDERSTOOD].contains(&value) {
+        if ANSWERS.contains(&value) {
             return Ok(true);
         }
         let bad = || BadValue { key: key.to_owned(), value: value.chars().take(80).collect() };
@@ -211,6 +215,14 @@ impl Parameters {
     pub fn unsolicited_max(&self) -> u32 {
         self.first_burst_max.min(self.burst_max)
     }
+}
+
+/// What is said of a key that cannot be agreed on.
+const ANSWERS: [&str; 3] = [REJECT, IRRELEVANT, NOT_UNDERSTOOD];
+
+/// Whether an initiator only answers what a target of ours has declared, which asks for nothing.
+pub fn is_answer(key: &str, value: &str) -> bool {
+    ["MaxRecvDataSegmentLength", "TargetPortalGroupTag"].contains(&key) && ANSWERS.contains(&value)
 }
 
 fn digest(value: &str, chosen: &mut bool) -> String {
@@ -266,6 +278,26 @@ mod tests {
             outstanding_r2t_max: 3,
         };
         assert_eq!(parameters, expected);
+    }
+
+    #[test]
+    fn unasked_data_is_never_more_than_a_burst() {
+        let offers = [("MaxBurstLength", "4096"), ("FirstBurstLength", "65536")];
+        let (parameters, found) = answers(false, &offers);
+        assert_eq!(found, [Some("4096".to_owned()), Some("4096".to_owned())]);
+        assert_eq!((parameters.burst_max, parameters.first_burst_max), (4096, 4096));
+    }
+
+    #[test]
+    fn what_only_an_answer_may_be_is_no_offer() {
+        for value in ANSWERS {
+            for key in ["HeaderDigest", "InitialR2T", "MaxBurstLength", "X-com.example.key"] {
+                let error = Parameters::default().answer(false, key, value).unwrap_err();
+                assert_eq!((error.key.as_str(), error.value.as_str()), (key, value));
+            }
+            let declared = [("MaxRecvDataSegmentLength", value), ("TargetPortalGroupTag", value)];
+            assert_eq!(answers(false, &declared), (Parameters::default(), vec![None, None]));
+        }
     }
 
     #[test]
