@@ -10,11 +10,12 @@
 //! ```
 //! Invariant: with CHAP configured nobody leaves security, by whatever way, who has not met our challenge.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Target;
 use crate::iscsi::chap::{self, Challenge, Chap};
-use crate::iscsi::parameters::{BadValue, Parameters, RECEIVED_MAX};
+use crate::iscsi::parameters::{self, BadValue, Parameters, RECEIVED_MAX};
 use crate::iscsi::pdu::login::{self, CONTINUE, FULL_FEATURE, OPERATIONAL, SECURITY, TRANSIT};
 use crate::iscsi::pdu::{LoginRequest, LoginResponse};
 use crate::iscsi::text::{self, NONE, REJECT, TEXT_MAX, TextError};
@@ -23,6 +24,8 @@ use crate::iscsi::text::{self, NONE, REJECT, TEXT_MAX, TextError};
 pub const NAME_MAX: usize = 223;
 /// All our portals belong to one group.
 pub const PORTAL_GROUP: u16 = 1;
+/// Keys that a login may say, which is many times what there are: they are remembered until its end.
+const KEYS_MAX: usize = 256;
 /// RFC 7143 has version 0.
 const VERSION: u8 = 0;
 
@@ -115,6 +118,8 @@ pub struct Login<'a> {
     target_name: Option<String>,
     target: Option<Arc<Target>>,
     discovery: bool,
+    /// Keys that the initiator has said; those that it may say again, with their values.
+    said: HashMap<String, String>,
     /// What we declare was said.
     declared: bool,
     parameters: Parameters,
@@ -133,6 +138,7 @@ impl<'a> Login<'a> {
             target_name: None,
             target: None,
             discovery: false,
+            said: HashMap::new(),
             declared: false,
             parameters: Parameters::default(),
         }
@@ -190,6 +196,7 @@ impl<'a> Login<'a> {
         }
         let text = std::mem::take(&mut self.text);
         let pairs = text::pairs(&text).collect::<Result<Vec<_>, _>>()?;
+        self.note(&pairs)?;
         self.identify(&pairs)?;
         self.prove(&pairs, answer)?;
         for (key, value) in &pairs {
@@ -243,6 +250,29 @@ impl<'a> Login<'a> {
         }
     }
 
+    /// No key may be said twice in a login (6.3). Who it is and what it wants some initiators say in each stage, which
+    /// changes nothing as long as it stays the same.
+    fn note(&mut self, pairs: &[(&str, &str)]) -> Result<(), Refusal> {
+        for &(key, value) in pairs.iter().filter(|(key, value)| !parameters::is_answer(key, value)) {
+            let again = match key {
+                // Names that differ in case alone are the same (4.2.7.1).
+                "InitiatorName" | "TargetName" => Some(value.to_ascii_lowercase()),
+                "InitiatorAlias" | "SessionType" => Some(value.to_owned()),
+                _ => None,
+            };
+            if let Some(before) = self.said.get(key) {
+                if again.as_ref() != Some(before) {
+                    return Err(Refusal::Protocol("a key twice"));
+                }
+            } else if self.said.len() == KEYS_MAX {
+                return Err(Refusal::Protocol("more keys than there are"));
+            } else {
+                self.said.insert(key.to_owned(), again.unwrap_or_default());
+            }
+        }
+        Ok(())
+    }
+
     /// Takes names and the type of session, which the first text must have.
     fn identify(&mut self, pairs: &[(&str, &str)]) -> Result<(), Refusal> {
         let first = self.initiator.is_none();
@@ -251,11 +281,8 @@ impl<'a> Login<'a> {
                 "InitiatorName" if value.is_empty() || value.len() > NAME_MAX => {
                     return Err(Refusal::Protocol("a name that is empty or too long"));
                 }
-                // Names that differ in case alone are the same (4.2.7.1).
+                // In small letters, as names that differ in case alone are the same (4.2.7.1).
                 "InitiatorName" if first => self.initiator = Some(value.to_ascii_lowercase()),
-                "InitiatorName" if self.initiator.as_deref() != Some(&value.to_ascii_lowercase()) => {
-                    return Err(Refusal::Protocol("another name"));
-                }
                 "SessionType" if first => match value {
                     "Normal" => self.discovery = false,
                     "Discovery" => self.discovery = true,
@@ -281,9 +308,6 @@ impl<'a> Login<'a> {
         let value = |key: &str| pairs.iter().find(|(found, _)| *found == key).map(|(_, value)| *value);
         if let Some(methods) = value("AuthMethod") {
             let wanted = if self.chap.is_some() { "CHAP" } else { NONE };
-            if !matches!(self.proof, Proof::Unasked) {
-                return Err(Refusal::Protocol("AuthMethod twice"));
-            }
             if !text::list(methods).any(|method| method == wanted) {
                 text::put(answer, "AuthMethod", REJECT);
                 return Err(Refusal::Authentication("no method of its list is ours"));

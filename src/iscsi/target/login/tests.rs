@@ -184,6 +184,51 @@ fn a_text_may_come_in_parts_and_not_without_end() {
     assert_eq!(refused, Some(login::INITIATOR_ERROR));
 }
 
+/// RFC 7143, 6.3.
+#[test]
+fn a_key_that_is_said_twice_is_refused() {
+    let target = target();
+    let find = find(&target);
+    let (digest, alias) = (("HeaderDigest", "None"), ("InitiatorAlias", "host"));
+    let both = |first: &[(&str, &str)], second: &[(&str, &str)]| {
+        let one = Login::new(&find, None).step(&request(FROM_OPERATIONAL), &with(&[first, second].concat()));
+        let mut login = Login::new(&find, None);
+        let stays = request(OPERATIONAL << 2 | FULL_FEATURE);
+        assert_eq!(login.step(&stays, &with(first)).response.status, login::SUCCESS);
+        let two = login.step(&request(FROM_OPERATIONAL), &text(second));
+        assert_eq!(is_let_in(&one), is_let_in(&two), "in one PDU and in two");
+        (one.response.status, two.response.status)
+    };
+    let refused = (login::INITIATOR_ERROR, login::INITIATOR_ERROR);
+    for key in [digest, ("InitialR2T", "No"), ("MaxRecvDataSegmentLength", "8192"), ("X-com.example.key", "1")] {
+        assert_eq!(both(&[key], &[key]), refused, "{key:?}");
+    }
+    assert_eq!(both(&[("InitialR2T", "No")], &[("InitialR2T", "Yes")]), refused);
+    for other in [("InitiatorName", "iqn.other"), ("TargetName", "iqn.other"), ("SessionType", "Discovery")] {
+        assert_eq!(both(&[], &[other]), refused, "{other:?}");
+    }
+    assert_eq!(both(&[alias], &[("InitiatorAlias", "other")]), refused);
+    // As libiscsi has it behind CHAP, and an answer to what we declared is no key of its own.
+    let again = [("InitiatorName", "IQN.Host"), ("TargetName", TARGET), ("SessionType", "Normal"), alias];
+    assert_eq!(both(&[alias], &again), (login::SUCCESS, login::SUCCESS));
+    let answered = ("MaxRecvDataSegmentLength", "Reject");
+    assert_eq!(both(&[("MaxRecvDataSegmentLength", "8192")], &[answered]), (login::SUCCESS, login::SUCCESS));
+}
+
+#[test]
+fn keys_without_end_are_not_remembered() {
+    let target = target();
+    let find = find(&target);
+    let mut login = Login::new(&find, None);
+    login.step(&request(OPERATIONAL << 2 | FULL_FEATURE), &with(&[]));
+    let refused = (0..1000).find(|number| {
+        let key = format!("CHAP_{number}");
+        let step = login.step(&request(OPERATIONAL << 2 | FULL_FEATURE), &text(&[(&key, "1")]));
+        step.response.status == login::INITIATOR_ERROR
+    });
+    assert_eq!(refused, Some(KEYS_MAX - WHO.len()));
+}
+
 proptest! {
     /// Whatever is said in whatever order, without the secret nobody is let in.
     #[test]
