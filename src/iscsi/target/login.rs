@@ -120,7 +120,9 @@ pub struct Login<'a> {
     discovery: bool,
     /// Keys that the initiator has said; those that it may say again, with their values.
     said: HashMap<String, String>,
-    /// What we declare was said.
+    /// What we declare was said: our portal group, ...
+    group_declared: bool,
+    /// ... and what we take.
     declared: bool,
     parameters: Parameters,
 }
@@ -139,6 +141,7 @@ impl<'a> Login<'a> {
             target: None,
             discovery: false,
             said: HashMap::new(),
+            group_declared: false,
             declared: false,
             parameters: Parameters::default(),
         }
@@ -168,14 +171,13 @@ impl<'a> Login<'a> {
 
     /// The flags of the response, and what comes after it.
     fn take(&mut self, request: &LoginRequest, text: &[u8], answer: &mut Vec<u8>) -> Result<(u8, Next), Refusal> {
-        let first = self.stage.is_none();
         if request.version_min > VERSION {
             return Err(Refusal::Version(request.version_min));
         }
         if request.tsih != 0 {
             return Err(Refusal::NoSuchSession(request.tsih));
         }
-        if first {
+        if self.stage.is_none() {
             self.isid = request.isid;
         } else if self.isid != request.isid {
             return Err(Refusal::Protocol("another ISID"));
@@ -209,7 +211,8 @@ impl<'a> Login<'a> {
         if current == OPERATIONAL && !std::mem::replace(&mut self.declared, true) {
             text::put(answer, "MaxRecvDataSegmentLength", &RECEIVED_MAX.to_string());
         }
-        if first && !self.discovery {
+        // Behind the first text that is whole (13.9).
+        if !self.discovery && !std::mem::replace(&mut self.group_declared, true) {
             text::put(answer, "TargetPortalGroupTag", &PORTAL_GROUP.to_string());
         }
         let proven = self.chap.is_none() || matches!(self.proof, Proof::Given);

@@ -175,7 +175,9 @@ fn a_text_may_come_in_parts_and_not_without_end() {
         assert_eq!((step.response.flags, step.response.status), (OPERATIONAL << 2, login::SUCCESS));
         assert!(step.text.is_empty());
     }
-    assert!(is_let_in(&login.step(&request(FROM_OPERATIONAL), &[])));
+    let whole = login.step(&request(FROM_OPERATIONAL), &[]);
+    assert!(is_let_in(&whole));
+    assert_eq!(said(&whole, "TargetPortalGroupTag"), Some("1"), "13.9: behind the first text that is whole");
     let mut login = Login::new(&find, None);
     let refused = (0..10).find_map(|_| {
         let step = login.step(&request(OPERATIONAL << 2 | CONTINUE), &[b'a'; 8192]);
