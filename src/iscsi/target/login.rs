@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::Target;
 use crate::iscsi::chap::{self, Challenge, Chap};
-use crate::iscsi::parameters::{self, BadValue, Parameters, RECEIVED_MAX};
+use crate::iscsi::parameters::{self, BadValue, Parameters, RECEIVED_DEFAULT, RECEIVED_MAX};
 use crate::iscsi::pdu::login::{self, CONTINUE, FULL_FEATURE, OPERATIONAL, SECURITY, TRANSIT};
 use crate::iscsi::pdu::{LoginRequest, LoginResponse};
 use crate::iscsi::text::{self, NONE, REJECT, TEXT_MAX, TextError};
@@ -214,6 +214,10 @@ impl<'a> Login<'a> {
         // Behind the first text that is whole (13.9).
         if !self.discovery && !std::mem::replace(&mut self.group_declared, true) {
             text::put(answer, "TargetPortalGroupTag", &PORTAL_GROUP.to_string());
+        }
+        // One PDU holds what any login needs to be answered, and only answers to keys that nobody knows are longer.
+        if answer.len() > RECEIVED_DEFAULT as usize {
+            return Err(Refusal::Protocol("more keys than one PDU answers"));
         }
         let proven = self.chap.is_none() || matches!(self.proof, Proof::Given);
         if !transit || (current == SECURITY && !proven && !matches!(self.proof, Proof::Unasked)) {

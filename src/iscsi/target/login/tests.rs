@@ -231,6 +231,22 @@ fn keys_without_end_are_not_remembered() {
     assert_eq!(refused, Some(KEYS_MAX - WHO.len()));
 }
 
+/// RFC 7143, 13.12: an initiator takes no more in the login.
+#[test]
+fn a_login_whose_answer_is_longer_than_a_pdu_may_be_is_refused() {
+    let target = target();
+    let find = find(&target);
+    let unknown = |length: usize| {
+        let keys: Vec<_> = (0..200).map(|number| format!("X-{number:0length$}")).collect();
+        let pairs: Vec<_> = keys.iter().map(|key| (key.as_str(), "1")).collect();
+        Login::new(&find, None).step(&request(FROM_OPERATIONAL), &with(&pairs))
+    };
+    assert!(is_let_in(&unknown(20)));
+    let step = unknown(30);
+    assert_eq!((step.response.status, step.text.len()), (login::INITIATOR_ERROR, 0));
+    assert!(matches!(step.next, Next::Refused(_)));
+}
+
 proptest! {
     /// Whatever is said in whatever order, without the secret nobody is let in.
     #[test]
