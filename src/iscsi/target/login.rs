@@ -197,7 +197,9 @@ impl<'a> Login<'a> {
             };
         }
         let text = std::mem::take(&mut self.text);
-        let pairs = text::pairs(&text).collect::<Result<Vec<_>, _>>()?;
+        let mut pairs = text::pairs(&text).collect::<Result<Vec<_>, _>>()?;
+        // What it may be depends on MaxBurstLength (13.14), whichever of both is said first.
+        pairs.sort_by_key(|(key, _)| *key == "FirstBurstLength");
         self.note(&pairs)?;
         self.identify(&pairs)?;
         self.prove(&pairs, answer)?;

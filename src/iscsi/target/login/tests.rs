@@ -218,6 +218,15 @@ fn a_key_that_is_said_twice_is_refused() {
 }
 
 #[test]
+fn a_first_burst_is_within_a_burst_in_whatever_order_they_are_said() {
+    let target = target();
+    let find = find(&target);
+    let offers = [("FirstBurstLength", "65536"), ("MaxBurstLength", "4096")];
+    let step = Login::new(&find, None).step(&request(FROM_OPERATIONAL), &with(&offers));
+    assert_eq!((said(&step, "FirstBurstLength"), said(&step, "MaxBurstLength")), (Some("4096"), Some("4096")));
+}
+
+#[test]
 fn keys_without_end_are_not_remembered() {
     let target = target();
     let find = find(&target);
