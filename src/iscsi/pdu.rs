@@ -399,10 +399,12 @@ pub mod task_management {
     pub const CLEAR_TASK_SET: u8 = 4;
     pub const LOGICAL_UNIT_RESET: u8 = 5;
     pub const TARGET_WARM_RESET: u8 = 6;
+    pub const TASK_REASSIGN: u8 = 8;
 
     pub const COMPLETE: u8 = 0;
     pub const NO_SUCH_TASK: u8 = 1;
     pub const NO_SUCH_LUN: u8 = 2;
+    pub const REASSIGNMENT_NOT_SUPPORTED: u8 = 4;
     pub const NOT_SUPPORTED: u8 = 5;
     pub const REJECTED: u8 = 255;
 }

@@ -43,6 +43,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 self.end_old_tasks();
                 (HashSet::new(), Some(Box::pin(all_ended) as _))
             }
+            task_management::TASK_REASSIGN => {
+                return self.managed(head.task, task_management::REASSIGNMENT_NOT_SUPPORTED);
+            }
             _ => return self.managed(head.task, task_management::NOT_SUPPORTED),
         };
         self.managements.push(Management { reply: Reply::Managed(head.task), ended, all_ended });

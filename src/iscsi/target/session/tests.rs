@@ -102,9 +102,12 @@ impl Stage {
     }
 
     async fn until_begun(&self, count: usize) {
-        while self.begun.load(Ordering::SeqCst) < count {
-            tokio::task::yield_now().await;
-        }
+        let begun = async {
+            while self.begun.load(Ordering::SeqCst) < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(5), begun).await.expect("as many as are to begin");
     }
 }
 
@@ -339,4 +342,14 @@ async fn a_silent_initiator_is_asked_whether_it_is_there_and_then_given_up() {
     assert!(matches!(initiator.session.await.unwrap(), Err(SessionError::Silent)));
     // That the question went into the socket is no sign of life.
     assert_eq!(begun.elapsed().as_secs(), 2 * SILENCE_MAX.as_secs());
+}
+
+/// RFC 7143, 11.6.1.
+#[tokio::test]
+async fn a_task_is_not_reassigned() {
+    let stage = Stage::new(1 << 20);
+    let mut initiator = stage.log_in("iqn.a", parameters());
+    initiator.hear_power_on().await;
+    initiator.manage(1, task_management::TASK_REASSIGN, 7).await;
+    assert_eq!(initiator.managed().await, (1, 4));
 }
