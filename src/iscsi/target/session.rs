@@ -140,9 +140,9 @@ pub async fn serve(
 struct Issued {
     task: u32,
     lun: u64,
-    /// Bytes that the initiator expects to be transferred, and in which direction.
+    /// Bytes that the initiator expects to be transferred, and whether it is to send them.
     expected: u32,
-    reads: bool,
+    writes: bool,
     /// Bytes of data-out that the command takes.
     data_out: u32,
     /// Bytes under way that it counts for.

@@ -42,9 +42,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             // No command that we know goes in both directions, or is longer than 16 bytes.
             Err(nexus.refuse(Sense::INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT))
         } else {
-            nexus.admit(head.lun, &head.cdb)
+            match nexus.admit(head.lun, &head.cdb) {
+                // Data of the other direction than the one that the initiator says: it would be told that all went well.
+                Ok(command) if reads && command.data_out() > 0 => {
+                    Err(nexus.refuse(Sense::INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT))
+                }
+                admitted => admitted,
+            }
         };
-        let mut issued = Issued { task, lun: head.lun, expected, reads, data_out: 0, weight: 0, epoch };
+        let mut issued = Issued { task, lun: head.lun, expected, writes, data_out: 0, weight: 0, epoch };
         let command = match admitted {
             Ok(command) => command,
             Err(answer) => return self.respond(&issued, answer),
@@ -169,7 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let Answer { status, sense, data } = answer;
         // What the command would have transferred, were there no bound; data of one that failed does not count.
         let transfers = match status {
-            Status::Good if issued.reads => data.len() as u32,
+            Status::Good if !issued.writes => issued.data_out.max(data.len() as u32),
             _ => issued.data_out,
         };
         let (flag, rest) = if transfers > issued.expected {
@@ -179,8 +185,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         } else {
             (0, 0)
         };
-        if status == Status::Good && issued.reads && transfers.min(issued.expected) > 0 {
-            self.send_data(issued, data.slice(..transfers.min(issued.expected) as usize), flag, rest);
+        let sent = data.len().min(issued.expected as usize);
+        if status == Status::Good && !issued.writes && sent > 0 {
+            self.send_data(issued, data.slice(..sent), flag, rest);
             return Ok(());
         }
         let data = sense.map_or_else(Bytes::new, |sense| {

@@ -182,6 +182,9 @@ impl Initiator {
     }
 }
 
+const READ_ONE: [u8; 16] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+const WRITE_ONE: [u8; 16] = [0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+
 fn parameters() -> Parameters {
     Parameters { initial_r2t: false, sent_max: 1 << 18, outstanding_r2t_max: 2, ..Parameters::default() }
 }
@@ -342,6 +345,28 @@ async fn a_silent_initiator_is_asked_whether_it_is_there_and_then_given_up() {
     assert!(matches!(initiator.session.await.unwrap(), Err(SessionError::Silent)));
     // That the question went into the socket is no sign of life.
     assert_eq!(begun.elapsed().as_secs(), 2 * SILENCE_MAX.as_secs());
+}
+
+/// What a command was refused for: additional sense code and qualifier.
+async fn sense_code(initiator: &mut Initiator) -> u16 {
+    let (bhs, data) = initiator.receive().await;
+    let response = ScsiResponse::decode(&bhs);
+    assert_eq!((pdu::opcode(&bhs), response.status), (ScsiResponse::OPCODE, Status::CheckCondition as u8));
+    u16::from_be_bytes([data[2 + 12], data[2 + 13]])
+}
+
+#[tokio::test]
+async fn a_write_that_says_it_reads_is_refused_and_a_read_that_says_nothing_overflows() {
+    let stage = Stage::new(1 << 20);
+    let mut initiator = stage.log_in("iqn.a", parameters());
+    initiator.hear_power_on().await;
+    initiator.command(1, FINAL | command::READ, BLOCK as u32, WRITE_ONE, &[]).await;
+    assert_eq!(sense_code(&mut initiator).await, 0x0E03);
+    assert_eq!(stage.begun.load(Ordering::SeqCst), 0);
+    initiator.command(2, FINAL, 0, READ_ONE, &[]).await;
+    let response = ScsiResponse::decode(&initiator.receive().await.0);
+    assert_eq!(response.status, Status::Good as u8);
+    assert_eq!((response.flags, response.residual), (FINAL | pdu::residual::OVERFLOW, BLOCK as u32));
 }
 
 /// RFC 7143, 11.6.1.
