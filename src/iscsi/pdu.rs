@@ -348,6 +348,13 @@ pub fn number(bhs: &mut Bhs, status_sn: u32, expected_command_sn: u32, command_s
 pub mod command {
     pub const READ: u8 = 0x40;
     pub const WRITE: u8 = 0x20;
+
+    /// The bits of the task's attribute, which is one of the following; auto contingent allegiance is not.
+    pub const ATTRIBUTE: u8 = 0x07;
+    pub const UNTAGGED: u8 = 0;
+    pub const SIMPLE: u8 = 1;
+    pub const ORDERED: u8 = 2;
+    pub const HEAD_OF_QUEUE: u8 = 3;
 }
 
 /// Flags of Data-In (11.7.1).

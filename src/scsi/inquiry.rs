@@ -130,8 +130,8 @@ fn extended_inquiry(bytes: &mut BytesMut, shape: &Shape) {
     bytes.resize(from + LONG_PAGE, 0);
     // Offsets are those of the page, which has a header of four bytes.
     let page = &mut bytes[from..];
-    // SIMPSUP.
-    page[5 - 4] = 0x01;
+    // HEADSUP, ORDSUP and SIMPSUP.
+    page[5 - 4] = 0x07;
     // V_SUP: there is a volatile cache.
     page[6 - 4] = u8::from(shape.abilities.flush);
 }

@@ -115,6 +115,8 @@ impl Sense {
     pub const INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT: Self = Self::new(Key::IllegalRequest, 0x0E03);
     /// Data that does not fit what was asked for (RFC 7143, 11.4.7.2).
     pub const INCORRECT_AMOUNT_OF_DATA: Self = Self::new(Key::AbortedCommand, 0x0C0D);
+    /// A task attribute that there is not (SPC-4, table 58).
+    pub const INVALID_MESSAGE_ERROR: Self = Self::new(Key::IllegalRequest, 0x4900);
     /// Data that was lost on the way (RFC 7143, 11.4.7.2).
     pub const PROTOCOL_SERVICE_CRC_ERROR: Self = Self::new(Key::AbortedCommand, 0x4705);
 

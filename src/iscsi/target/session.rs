@@ -5,6 +5,7 @@
 //!
 //! Commands are delivered in the order of their numbers (4.2.2.1). On a single connection they come in it, so that a number
 //! that is not the next is of a command that the initiator must not have sent: it is ignored, as outside of the window.
+//! They are begun as they come, but for what an ordered task holds up.
 //!
 //! Bounds: the window of command numbers, immediate commands beside it, bytes of data under way, and bytes that the initiator
 //! does not fetch; at the last the socket is not read. However a session ends, begun operations go on to their end: the
@@ -12,6 +13,7 @@
 
 mod commands;
 mod management;
+mod turns;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::{Future, poll_fn};
@@ -41,6 +43,8 @@ use crate::iscsi::pdu::{
 use crate::net::{Inbox, Outbox};
 use crate::scsi::{Answer, Command, Nexus};
 use crate::units::MIB;
+
+use turns::Era;
 
 /// Commands that an initiator may have under way.
 const WINDOW: u32 = 128;
@@ -147,6 +151,7 @@ struct Issued {
     data_out: u32,
     /// Bytes under way that it counts for.
     weight: usize,
+    era: Era,
     epoch: Epoch,
 }
 
@@ -162,6 +167,13 @@ impl Future for Running {
         let answer = std::task::ready!(Pin::new(&mut self.answer).poll(cx));
         Poll::Ready((self.issued.take().expect("polled after it was ready"), answer))
     }
+}
+
+/// What is known of a command on the unit.
+struct Begun {
+    era: Era,
+    /// It was ended by task management.
+    aborted: bool,
 }
 
 /// A command whose data is under way.
@@ -208,12 +220,14 @@ struct Session<S> {
     tag: u32,
 
     receiving: HashMap<u32, Receiving>,
-    /// Tasks whose data cannot be asked for yet, or that cannot be begun yet, for want of room.
+    /// Of the next command.
+    era: Era,
+    /// Tasks whose data cannot be asked for yet, or that cannot be begun yet, for want of room or because of their turn.
     waiting: VecDeque<u32>,
     held: HashMap<u32, (Issued, Command, Bytes)>,
     running: FuturesUnordered<Running>,
-    /// Tags of what runs; true if it was ended by task management.
-    tags: HashMap<u32, bool>,
+    /// What runs, by its tag.
+    tags: HashMap<u32, Begun>,
     in_flight_bytes: usize,
     managements: Vec<Management>,
     resets: Option<Resets>,
@@ -269,6 +283,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             status_sn,
             tag: 0,
             receiving: HashMap::new(),
+            era: Era::FIRST,
             waiting: VecDeque::new(),
             held: HashMap::new(),
             running: FuturesUnordered::new(),

@@ -133,6 +133,8 @@ async fn every_page_that_is_named_is_there_and_as_long_as_it_says() {
         assert_eq!(found[1], *page);
         assert_eq!(usize::from(u16::from_be_bytes([found[2], found[3]])) + 4, found.len(), "page {page:02x}");
     }
+    // HEADSUP, ORDSUP and SIMPSUP.
+    assert_eq!(good(&nexus, &[0x12, 1, 0x86, 0, 255, 0], &[]).await[5], 0x07);
     assert_eq!(refused(&nexus, &[0x12, 1, 0xC0, 0, 255, 0], &[]).await.code, 0x2400);
     assert_eq!(refused(&nexus, &[0x12, 0, 0x80, 0, 255, 0], &[]).await.code, 0x2400);
     let standard = good(&nexus, &[0x12, 0, 0, 1, 0, 0], &[]).await;

@@ -7,8 +7,10 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::super::transfer::{Transfer, Wrong};
+use super::turns::{Era, Turn};
 use super::{
-    IMMEDIATE_MAX, IN_FLIGHT_BYTES_MAX, Issued, Receiving, Running, Session, SessionError, StatusSn, WINDOW, next_tag,
+    Begun, IMMEDIATE_MAX, IN_FLIGHT_BYTES_MAX, Issued, Receiving, Running, Session, SessionError, StatusSn, WINDOW,
+    next_tag,
 };
 use crate::disk::{self, Pending};
 use crate::iscsi::frames::Frame;
@@ -36,9 +38,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         let (reads, writes) = (head.flags & command::READ != 0, head.flags & command::WRITE != 0);
         let expected = if reads || writes { head.expected } else { 0 };
+        if self.tasks() == 0 {
+            self.era = Era::FIRST;
+        }
+        let eras = self.era.with(head.flags & command::ATTRIBUTE);
         // Before it is admitted: a reset that comes between ends it.
         let epoch = target.epochs.current();
-        let admitted = if reads && writes || !frame.ahs.is_empty() {
+        let admitted = if eras.is_none() {
+            Err(nexus.refuse(Sense::INVALID_MESSAGE_ERROR))
+        } else if reads && writes || !frame.ahs.is_empty() {
             // No command that we know goes in both directions, or is longer than 16 bytes.
             Err(nexus.refuse(Sense::INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT))
         } else {
@@ -50,11 +58,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 admitted => admitted,
             }
         };
-        let mut issued = Issued { task, lun: head.lun, expected, writes, data_out: 0, weight: 0, epoch };
+        let (era, next_era) = eras.unwrap_or((self.era, self.era));
+        let mut issued = Issued { task, lun: head.lun, expected, writes, data_out: 0, weight: 0, era, epoch };
         let command = match admitted {
             Ok(command) => command,
             Err(answer) => return self.respond(&issued, answer),
         };
+        self.era = next_era;
         issued.data_out = command.data_out();
         // Of what the initiator offers less of, the unit makes what it can.
         let length = issued.data_out.min(if writes { expected } else { 0 });
@@ -85,8 +95,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         under_way == 0 || under_way + weight <= IN_FLIGHT_BYTES_MAX
     }
 
+    /// Whose turn it is, behind all that has not ended.
+    fn turn(&self) -> Turn {
+        // Sessions without ordered tasks are spared the looking.
+        if self.era == Era::FIRST {
+            return Turn::EVERYBODYS;
+        }
+        let begun = self.tags.values().map(|begun| begun.era);
+        let receiving = self.receiving.values().map(|receiving| receiving.issued.era);
+        let held = self.held.values().map(|(issued, ..)| issued.era);
+        Turn::after(begun.chain(receiving).chain(held))
+    }
+
     pub(super) fn begin_or_hold(&mut self, issued: Issued, command: Command, data: Bytes) -> Result<(), SessionError> {
-        if self.waiting.is_empty() && self.has_room(issued.weight) {
+        if self.waiting.is_empty() && self.has_room(issued.weight) && self.turn().is_of(issued.era) {
             self.in_flight_bytes += issued.weight;
             return self.begin(issued, command, data);
         }
@@ -98,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Begins a command whose weight is counted, and responds if the unit answers at once.
     pub(super) fn begin(&mut self, issued: Issued, command: Command, data: Bytes) -> Result<(), SessionError> {
         let Some((_, nexus)) = &self.unit else { return Ok(()) };
-        let task = issued.task;
+        let (task, era) = (issued.task, issued.era);
         let mut running = Running { issued: Some(issued), answer: nexus.execute(command, data) };
         if let Pending::Ready(_) = running.answer
             && let Poll::Ready((issued, answer)) = Pin::new(&mut running).poll(&mut Context::from_waker(Waker::noop()))
@@ -106,40 +128,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.in_flight_bytes -= issued.weight;
             return self.answered(&issued, answer);
         }
-        self.tags.insert(task, false);
+        self.tags.insert(task, Begun { era, aborted: false });
         self.running.push(running);
         Ok(())
     }
 
-    /// Whether what waits longest has room by now.
-    pub(super) fn can_begin_waiting(&self) -> bool {
-        self.waiting.front().is_some_and(|task| {
-            let held = self.held.get(task).map(|(issued, ..)| issued.weight);
-            let receiving = self.receiving.get(task).map(|receiving| receiving.issued.data_out as usize);
-            held.or(receiving).is_none_or(|weight| self.has_room(weight))
-        })
+    /// Where in the queue the task stands that is to go on now: the first whose turn it is, if there is room for it.
+    fn next_waiting(&self) -> Option<usize> {
+        let turn = self.turn();
+        for (at, task) in self.waiting.iter().enumerate() {
+            let held = self.held.get(task).map(|(issued, ..)| (issued.era, issued.weight));
+            let receiving = self.receiving.get(task).map(|receiving| &receiving.issued);
+            match held.or(receiving.map(|issued| (issued.era, issued.data_out as usize))) {
+                // What it waits for may stand behind it: an older task whose data came later.
+                Some((era, _)) if !turn.is_of(era) => {}
+                Some((_, weight)) => return self.has_room(weight).then_some(at),
+                // It was ended meanwhile.
+                None => return Some(at),
+            }
+        }
+        None
     }
 
-    /// Begins what waits for room, in the order in which it came.
+    pub(super) fn can_begin_waiting(&self) -> bool {
+        self.next_waiting().is_some()
+    }
+
+    /// Begins what waits, or asks for its data: in the order in which it came, as far as it is its turn.
     pub(super) fn begin_waiting(&mut self) -> Result<(), SessionError> {
-        while let Some(task) = self.waiting.front().copied() {
-            if let Some((issued, ..)) = self.held.get(&task) {
-                if !self.has_room(issued.weight) {
-                    return Ok(());
-                }
-                self.waiting.pop_front();
-                if let Some((issued, command, data)) = self.held.remove(&task) {
-                    self.in_flight_bytes += issued.weight;
-                    self.begin(issued, command, data)?;
-                }
-            } else if let Some(receiving) = self.receiving.get(&task) {
-                if !self.has_room(receiving.issued.data_out as usize) {
-                    return Ok(());
-                }
-                self.waiting.pop_front();
-                self.ask(task);
+        while let Some(task) = self.next_waiting().and_then(|at| self.waiting.remove(at)) {
+            if let Some((issued, command, data)) = self.held.remove(&task) {
+                self.in_flight_bytes += issued.weight;
+                self.begin(issued, command, data)?;
             } else {
-                self.waiting.pop_front();
+                self.ask(task);
             }
         }
         Ok(())
@@ -147,7 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// A command ended on the unit.
     pub(super) fn ended(&mut self, issued: Issued, answer: disk::Result<Answer>) -> Result<(), SessionError> {
-        let aborted = self.tags.remove(&issued.task).unwrap_or(false);
+        let aborted = self.tags.remove(&issued.task).is_some_and(|begun| begun.aborted);
         self.in_flight_bytes -= issued.weight;
         let over = self.unit.as_ref().is_some_and(|(target, _)| target.epochs.is_over(&issued.epoch));
         if !aborted && !over && self.end.is_none() {
@@ -266,8 +288,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if !receiving.transfer.wants(&self.parameters) {
             return Ok(());
         }
-        if receiving.issued.weight > 0 || (self.waiting.is_empty() && self.has_room(receiving.issued.data_out as usize))
-        {
+        let Issued { weight, data_out, era, .. } = receiving.issued;
+        // Data that were asked for out of turn would take the room of what has to end before.
+        if weight > 0 || (self.waiting.is_empty() && self.has_room(data_out as usize) && self.turn().is_of(era)) {
             self.ask(task);
         } else if !self.waiting.contains(&task) {
             self.waiting.push_back(task);

@@ -53,8 +53,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Ends a task, and tells what of it is still to be waited for; none if there is no such task.
     pub(super) fn abort(&mut self, task: u32) -> Option<HashSet<u32>> {
-        if let Some(aborted) = self.tags.get_mut(&task) {
-            *aborted = true;
+        if let Some(begun) = self.tags.get_mut(&task) {
+            begun.aborted = true;
             return Some([task].into());
         }
         let found = self.held.remove(&task).is_some() | self.stop_receiving(task).is_some();

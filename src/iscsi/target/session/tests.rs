@@ -139,6 +139,11 @@ impl Initiator {
         self.command(task, FINAL | command::WRITE, u32::from(blocks) * BLOCK as u32, cdb, data).await;
     }
 
+    /// A WRITE(10) of one block, with an attribute.
+    async fn write_as(&mut self, attribute: u8, task: u32) {
+        self.command(task, FINAL | command::WRITE | attribute, BLOCK as u32, WRITE_ONE, &[1; BLOCK]).await;
+    }
+
     async fn manage(&mut self, task: u32, function: u8, referenced: u32) {
         let head = TaskManagementRequest { function: FINAL | function, task, referenced, ..Default::default() };
         let mut bhs = head.encode(0);
@@ -347,12 +352,119 @@ async fn a_silent_initiator_is_asked_whether_it_is_there_and_then_given_up() {
     assert_eq!(begun.elapsed().as_secs(), 2 * SILENCE_MAX.as_secs());
 }
 
+/// SAM-5, 8.6.3.
+#[tokio::test]
+async fn an_ordered_task_waits_for_the_older_ones_and_the_younger_ones_for_it() {
+    let stage = Stage::new(1 << 20);
+    let mut initiator = stage.log_in("iqn.a", parameters());
+    initiator.hear_power_on().await;
+    for (task, attribute) in [command::SIMPLE, command::UNTAGGED, command::ORDERED, command::SIMPLE, command::ORDERED]
+        .into_iter()
+        .enumerate()
+    {
+        initiator.write_as(attribute, task as u32).await;
+    }
+    for (begun, ended) in [(2, 2), (3, 1), (4, 1), (5, 1)] {
+        stage.until_begun(begun).await;
+        assert!(initiator.is_silent().await);
+        assert_eq!(stage.begun.load(Ordering::SeqCst), begun, "begun out of turn");
+        stage.permits.add_permits(ended);
+        for _ in 0..ended {
+            assert_eq!(initiator.response().await.1, Status::Good as u8);
+        }
+    }
+    // Nothing is left of it.
+    initiator.write_as(command::SIMPLE, 5).await;
+    initiator.write_as(command::SIMPLE, 6).await;
+    stage.until_begun(7).await;
+}
+
+/// SAM-5, 8.6.4.
+#[tokio::test]
+async fn the_head_of_the_queue_waits_for_nobody_and_ordered_tasks_wait_for_it() {
+    let stage = Stage::new(1 << 20);
+    let mut initiator = stage.log_in("iqn.a", parameters());
+    initiator.hear_power_on().await;
+    initiator.write_as(command::SIMPLE, 0).await;
+    initiator.write_as(command::ORDERED, 1).await;
+    initiator.write_as(command::HEAD_OF_QUEUE, 2).await;
+    stage.until_begun(2).await;
+    stage.permits.add_permits(1);
+    assert_eq!(initiator.response().await, (0, Status::Good as u8));
+    assert!(initiator.is_silent().await);
+    assert_eq!(stage.begun.load(Ordering::SeqCst), 2, "begun before the head of the queue has ended");
+    stage.permits.add_permits(2);
+    assert_eq!(initiator.response().await, (2, Status::Good as u8));
+    assert_eq!(initiator.response().await, (1, Status::Good as u8));
+}
+
+#[tokio::test]
+async fn an_ordered_task_that_was_aborted_holds_up_nobody() {
+    let stage = Stage::new(1 << 20);
+    let mut initiator = stage.log_in("iqn.a", parameters());
+    initiator.hear_power_on().await;
+    initiator.write_as(command::SIMPLE, 0).await;
+    initiator.write_as(command::ORDERED, 1).await;
+    initiator.write_as(command::SIMPLE, 2).await;
+    assert!(initiator.is_silent().await);
+    assert_eq!(stage.begun.load(Ordering::SeqCst), 1);
+    initiator.manage(9, task_management::ABORT_TASK, 1).await;
+    assert_eq!(initiator.managed().await, (9, task_management::COMPLETE));
+    stage.until_begun(2).await;
+}
+
+/// Its data comes when the ordered task, and one behind it, wait already.
+#[tokio::test]
+async fn an_older_task_whose_data_comes_late_is_not_held_up_by_those_that_wait_for_it() {
+    let stage = Stage::new(1 << 20);
+    stage.permits.add_permits(9);
+    let mut initiator = stage.log_in("iqn.a", parameters());
+    initiator.hear_power_on().await;
+    initiator.command(0, command::WRITE | command::SIMPLE, BLOCK as u32, WRITE_ONE, &[]).await;
+    initiator.write_as(command::ORDERED, 1).await;
+    initiator.write_as(command::SIMPLE, 2).await;
+    assert!(initiator.is_silent().await);
+    let out = DataOut { flags: FINAL, task: 0, transfer: NO_TAG, ..DataOut::default() };
+    initiator.send(out.encode(BLOCK), &[1; BLOCK]).await;
+    for task in 0..3 {
+        assert_eq!(initiator.response().await, (task, Status::Good as u8));
+    }
+}
+
+#[tokio::test]
+async fn data_of_a_task_is_not_asked_for_before_its_turn() {
+    let stage = Stage::new(1 << 20);
+    let mut initiator = stage.log_in("iqn.a", parameters());
+    initiator.hear_power_on().await;
+    initiator.write_as(command::SIMPLE, 0).await;
+    initiator.command(1, FINAL | command::WRITE | command::ORDERED, BLOCK as u32, WRITE_ONE, &[]).await;
+    assert!(initiator.is_silent().await, "asked for what would take the room of older tasks");
+    stage.permits.add_permits(2);
+    assert_eq!(initiator.response().await, (0, Status::Good as u8));
+    let asked = ReadyToTransfer::decode(&initiator.receive().await.0);
+    let out = DataOut { flags: FINAL, task: 1, transfer: asked.transfer, ..DataOut::default() };
+    initiator.send(out.encode(BLOCK), &[1; BLOCK]).await;
+    assert_eq!(initiator.response().await, (1, Status::Good as u8));
+}
+
 /// What a command was refused for: additional sense code and qualifier.
 async fn sense_code(initiator: &mut Initiator) -> u16 {
     let (bhs, data) = initiator.receive().await;
     let response = ScsiResponse::decode(&bhs);
     assert_eq!((pdu::opcode(&bhs), response.status), (ScsiResponse::OPCODE, Status::CheckCondition as u8));
     u16::from_be_bytes([data[2 + 12], data[2 + 13]])
+}
+
+#[tokio::test]
+async fn an_attribute_that_there_is_not_is_refused() {
+    let stage = Stage::new(1 << 20);
+    let mut initiator = stage.log_in("iqn.a", parameters());
+    initiator.hear_power_on().await;
+    for attribute in 4..8 {
+        initiator.write_as(attribute, 1).await;
+        assert_eq!(sense_code(&mut initiator).await, 0x4900, "attribute {attribute}");
+    }
+    assert_eq!(stage.begun.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
