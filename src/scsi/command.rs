@@ -20,6 +20,7 @@ pub(super) enum Kind {
     Release,
     ModeSense,
     StartStopUnit,
+    SendDiagnostic,
     PreventAllowMediumRemoval,
     ReadCapacity10,
     WriteAndVerify,
@@ -147,7 +148,7 @@ use Access::*;
 
 /// Every command there is, by operation code.
 #[rustfmt::skip]
-pub(super) static TABLE: [Row; 54] = [
+pub(super) static TABLE: [Row; 55] = [
     row(Kind::TestUnitReady, Tells, &[0x00, 0, 0, 0, 0, 0]),
     row(Kind::RequestSense, Always, &[0x03, 0x01, 0, 0, FF, 0]),
     row(Kind::Read, Reads, &[0x08, 0x1F, FF, FF, FF, 0]),
@@ -159,6 +160,8 @@ pub(super) static TABLE: [Row; 54] = [
     row(Kind::ModeSense, Reads, &[0x1A, 0x08, FF, FF, FF, 0]),
     // IMMED, NO_FLUSH, START. There is nothing to be ejected, and there are no power conditions.
     row(Kind::StartStopUnit, Changes, &[0x1B, 0x01, 0, 0, 0x05, 0]),
+    // SELFTEST: the default self-test, without parameters and without others.
+    row(Kind::SendDiagnostic, Changes, &[0x1D, 0x04, 0, 0, 0, 0]),
     row(Kind::PreventAllowMediumRemoval, Tells, &[0x1E, 0, 0, 0, 0x01, 0]),
     row(Kind::ReadCapacity10, Always, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     row(Kind::Read, Reads, &[0x28, DF, FF, FF, FF, FF, GP, FF, FF, 0]).caching(DF),

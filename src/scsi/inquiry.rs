@@ -9,7 +9,8 @@ use super::unit::UnitSettings;
 const VENDOR: &[u8; 8] = b"UMBRA   ";
 const PRODUCT: &[u8; 16] = b"VOLUME          ";
 const REVISION: &[u8; 4] = b"0001";
-/// SAM-5, SPC-4, SBC-3 and iSCSI, no version of them claimed. All that SBC-3 asks for is here.
+/// SAM-5, SPC-4, SBC-3 and iSCSI, no version of them claimed. All that SBC-3 asks for is here but FORMAT UNIT, by which
+/// one command would be the end of a volume.
 const VERSION_DESCRIPTORS: [u16; 4] = [0x00A0, 0x0460, 0x04C0, 0x0960];
 /// PERIPHERAL QUALIFIER 011b and PERIPHERAL DEVICE TYPE 1Fh: nothing is there, and nothing could be.
 const ABSENT: u8 = 0x7F;

@@ -176,6 +176,7 @@ impl Command {
             Kind::ReadCapacity10 => command.data_in = 8,
             Kind::TestUnitReady
             | Kind::StartStopUnit
+            | Kind::SendDiagnostic
             | Kind::PreventAllowMediumRemoval
             | Kind::Reserve
             | Kind::Release => {}

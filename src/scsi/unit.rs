@@ -341,7 +341,8 @@ impl Seat {
             Kind::PersistentReserveIn => reserve::persistent_in(core, command),
             Kind::Reserve => reserve::reserve(core, port)?,
             Kind::Release => reserve::release(core, port)?,
-            // TEST UNIT READY; PREVENT ALLOW MEDIUM REMOVAL of what cannot be removed; START STOP UNIT that needs nothing.
+            // TEST UNIT READY; PREVENT ALLOW MEDIUM REMOVAL of what cannot be removed; START STOP UNIT that needs nothing; the
+            // self-test, for the unit has no parts of its own that could fail.
             _ => Bytes::new(),
         };
         bytes.truncate(allocation);

@@ -124,6 +124,18 @@ async fn a_lun_that_is_not_there_says_so_in_every_way_that_is_asked_for() {
 }
 
 #[tokio::test]
+async fn the_default_self_test_passes_and_no_other_diagnostic_is_done() {
+    let (_unit, nexus) = memory();
+    good(&nexus, &[0x1D, 0x04, 0, 0, 0, 0], &[]).await;
+    // SELF-TEST CODE, PF, DEVOFFL, UNITOFFL, and a parameter list.
+    for cdb in [[0x1D, 0x20, 0, 0, 0, 0], [0x1D, 0x10, 0, 0, 0, 0], [0x1D, 0x06, 0, 0, 0, 0], [0x1D, 0x05, 0, 0, 0, 0]]
+    {
+        assert_eq!(refused(&nexus, &cdb, &[]).await.code, 0x2400, "{cdb:02x?}");
+    }
+    assert_eq!(refused(&nexus, &[0x1D, 0x04, 0, 0, 8, 0], &[0; 8]).await.code, 0x2400);
+}
+
+#[tokio::test]
 async fn every_page_that_is_named_is_there_and_as_long_as_it_says() {
     let (_unit, nexus) = memory();
     let pages = good(&nexus, &[0x12, 1, 0, 0, 255, 0], &[]).await;
