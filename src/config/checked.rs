@@ -238,7 +238,8 @@ impl Check<'_> {
         if written.nbd.as_slice().is_empty() && written.iscsi.as_slice().is_empty() {
             return self.missing(&Section::Listen, "nbd", "nbd = \"127.0.0.1:10809\"");
         }
-        self.addresses("nbd", written.nbd.as_slice(), &[], Ok)
+        let base = self.base;
+        self.addresses("nbd", written.nbd.as_slice(), &[], |text| Listen::parse(text, base))
     }
 
     /// No two are the same, nor the same as one of `others`.
@@ -247,11 +248,11 @@ impl Check<'_> {
         key: &str,
         written: &[String],
         others: &[Listen],
-        allowed: impl Fn(Listen) -> Result<Listen, Fault>,
+        parse: impl Fn(&str) -> Result<Listen, Fault>,
     ) -> Option<Vec<Listen>> {
         let mut listen = Vec::new();
         for text in written {
-            let address = Listen::parse(text, self.base).and_then(&allowed).and_then(|address| {
+            let address = parse(text).and_then(|address| {
                 let twice = listen.contains(&address) || others.contains(&address);
                 if twice { Err(Fault::AddressTwice) } else { Ok(address) }
             });
@@ -263,10 +264,12 @@ impl Check<'_> {
     fn iscsi(&mut self, listen: &written::Listen, written: &written::Iscsi) -> Option<Option<Iscsi>> {
         let of_nbd: Vec<Listen> =
             listen.nbd.as_slice().iter().filter_map(|text| Listen::parse(text, self.base).ok()).collect();
-        let portals = self.addresses("iscsi", listen.iscsi.as_slice(), &of_nbd, |address| match address {
-            Listen::Tcp { .. } => Ok(address),
-            Listen::Unix(_) => Err(Fault::NotAPortal),
-        });
+        let base = self.base;
+        let portals =
+            self.addresses("iscsi", listen.iscsi.as_slice(), &of_nbd, |text| match Listen::parse(text, base) {
+                Ok(address @ Listen::Tcp { .. }) => Ok(address),
+                _ => Err(Fault::NotAPortal),
+            });
         let iqn = if is_iqn(&written.iqn) { Ok(written.iqn.clone()) } else { Err(Fault::NotAnIqn { max: IQN_MAX }) };
         let iqn = self.value(&Section::Iscsi, "iqn", format_args!("{:?}", written.iqn), iqn);
         let chap = match &written.chap {

@@ -325,6 +325,15 @@ fn a_lun_is_opened_as_somebody_who_can_prove_it() {
 }
 
 #[test]
+fn an_address_that_is_no_portal_is_told_what_a_portal_is() {
+    for address in ["127.0.0.1", "unix:/run/x.sock", "unix:"] {
+        let wrong = problem(parse(&format!("{MINIMAL}[listen]\niscsi = \"{address}\"").replace("listen.nbd", "#")));
+        let says = "is not HOST:PORT, like \"0.0.0.0:3260\", and iSCSI knows no other addresses";
+        assert_eq!(wrong, format!("[listen] iscsi = {address:?}: {says}"));
+    }
+}
+
+#[test]
 fn our_name_as_an_initiator_is_the_state_folders_or_what_is_written() {
     let with = |keys: &str| parse(&format!("{MINIMAL}[iscsi]\n{keys}")).map(|config| config.initiator);
     let id = crate::format::InstanceId([0xab; 16]);
