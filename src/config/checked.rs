@@ -276,6 +276,13 @@ impl Check<'_> {
             Some(chap) => self.chap(&Section::Iscsi, chap).map(Some),
             None => Some(None),
         };
+        // Unless what should listen is wrong itself, and said to be.
+        if written.chap.is_some()
+            && listen.iscsi.as_slice().is_empty()
+            && !self.problems.iter().any(|problem| problem.section == Section::Listen)
+        {
+            return self.report(Section::Iscsi.problem("chap", Fault::ChapWithoutPortal));
+        }
         let (listen, iqn, chap) = (portals?, iqn?, chap?);
         Some((!listen.is_empty()).then_some(Iscsi { listen, iqn, chap }))
     }

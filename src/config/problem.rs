@@ -163,6 +163,8 @@ pub enum Fault {
         "is not an iSCSI name; write iqn.YYYY-MM.DOMAIN:ANYTHING in small letters, digits and - . :, at most {max} bytes"
     )]
     NotAnInitiator { max: usize },
+    #[error("protects nothing, for nothing listens for iSCSI; write [listen] iscsi too, or leave it out")]
+    ChapWithoutPortal,
     #[error("is empty; write a name")]
     EmptyUser,
     #[error("has to stand beside {other}, or both are left out")]

@@ -334,6 +334,17 @@ fn an_address_that_is_no_portal_is_told_what_a_portal_is() {
 }
 
 #[test]
+fn chap_is_written_where_it_protects_something() {
+    let chap = "[iscsi]\nchap = { user = \"a\", secret_file = \"b\" }";
+    let alone = problem(parse(&format!("{MINIMAL}{chap}")));
+    assert!(alone.starts_with("[iscsi] chap: protects nothing"), "{alone}");
+    assert!(alone.contains("write [listen] iscsi too, or leave it out"), "{alone}");
+    parse(&format!("listen.iscsi = \"127.0.0.1:3260\"\n{MINIMAL}{chap}")).unwrap();
+    let other = problem(parse(&format!("listen.iscsi = 3260\n{MINIMAL}{chap}")));
+    assert!(other.starts_with("[listen] iscsi: "), "one problem is one: {other}");
+}
+
+#[test]
 fn our_name_as_an_initiator_is_the_state_folders_or_what_is_written() {
     let with = |keys: &str| parse(&format!("{MINIMAL}[iscsi]\n{keys}")).map(|config| config.initiator);
     let id = crate::format::InstanceId([0xab; 16]);
