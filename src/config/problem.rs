@@ -163,6 +163,11 @@ pub enum Fault {
         "is not an iSCSI name; write iqn.YYYY-MM.DOMAIN:ANYTHING in small letters, digits and - . :, at most {max} bytes"
     )]
     NotAnInitiator { max: usize },
+    #[error(
+        "is not a user and the file of its secret; write {{ user = \"NAME\", secret_file = \"PATH\" }}, and the secret into \
+         that file"
+    )]
+    NotChap,
     #[error("protects nothing, for nothing listens for iSCSI; write [listen] iscsi too, or leave it out")]
     ChapWithoutPortal,
     #[error("is empty; write a name")]

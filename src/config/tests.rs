@@ -345,6 +345,24 @@ fn chap_is_written_where_it_protects_something() {
 }
 
 #[test]
+fn a_chap_that_is_none_is_not_repeated() {
+    let lun = "store = \"iscsi://h/iqn.2003-01.org.array:vol1/0\"";
+    for chap in
+        ["\"hush-hush\"", "[\"a\", \"hush-hush\"]", "{ user = \"a\", secret_file = [\"hush-hush\"] }", "12345678"]
+    {
+        for wrong in [
+            problem(parse(&format!("{MINIMAL}[iscsi]\nchap = {chap}"))),
+            problem(with_volume(&format!("{lun}\nchap = {chap}"))),
+        ] {
+            assert!(wrong.contains("write { user = \"NAME\", secret_file = \"PATH\" }"), "{wrong}");
+            assert!(!wrong.contains("hush-hush") && !wrong.contains("12345678"), "{wrong}");
+        }
+    }
+    let unknown = problem(with_volume(&format!("{lun}\nchap = {{ user = \"a\", secret = \"hush-hush\" }}")));
+    assert!(unknown.contains("unknown field `secret`") && !unknown.contains("hush-hush"), "{unknown}");
+}
+
+#[test]
 fn our_name_as_an_initiator_is_the_state_folders_or_what_is_written() {
     let with = |keys: &str| parse(&format!("{MINIMAL}[iscsi]\n{keys}")).map(|config| config.initiator);
     let id = crate::format::InstanceId([0xab; 16]);

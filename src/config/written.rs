@@ -397,6 +397,8 @@ fn take<T: DeserializeOwned + Default>(value: Option<Value>, section: &Section, 
             Ok(_) => {
                 right.insert(key, value);
             }
+            // What stands there may be the secret itself, and serde would repeat it.
+            Err(_) if key == "chap" && !is_texts(&value) => problems.push(section.problem(&key, Fault::NotChap)),
             Err(error) => {
                 let fault = Fault::Type { message: error.message().trim().to_owned() };
                 problems.push(section.problem(&key, fault));
@@ -405,6 +407,10 @@ fn take<T: DeserializeOwned + Default>(value: Option<Value>, section: &Section, 
     }
     // Each key was right by itself, and the keys of a section do not depend on each other here.
     T::deserialize(right).unwrap_or_default()
+}
+
+fn is_texts(value: &Value) -> bool {
+    value.as_table().is_some_and(|table| table.values().all(Value::is_str))
 }
 
 /// The keys of a section, as serde knows them.
