@@ -45,9 +45,30 @@ fn account(login: &config::Login) -> Result<Account, SecretError> {
         fs::read(path)
     };
     let mut secret = read().map_err(|source| SecretError::Read { path: path.clone(), source })?;
-    if secret.last() == Some(&b'\n') {
-        secret.pop();
+    // The end of a line, as one system or another writes it, is none of the secret.
+    for end in [b'\n', b'\r'] {
+        secret.pop_if(|last| *last == end);
     }
     let secret = Secret::new(secret).ok_or_else(|| SecretError::Short(path.clone()))?;
     Ok(Account { user: login.user.clone(), secret })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_line_is_not_of_the_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |written: &str| {
+            let login = config::Login { user: "alice".into(), secret_file: folder.path().join("secret") };
+            fs::write(&login.secret_file, written).unwrap();
+            account(&login).unwrap().secret
+        };
+        let secret = read("secret-of-alice");
+        for written in ["secret-of-alice\n", "secret-of-alice\r\n"] {
+            assert!(read(written) == secret, "{written:?}");
+        }
+        assert!(read("secret-of-alice\n\n") != secret, "a line more is of it");
+    }
 }
