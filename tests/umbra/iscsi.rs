@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::cuts::assert_one_cut;
 use crate::harness::{
-    CANARY, Finished, Fio, Gateway, Load, MIB, Memory, PORTALS, Running, Scene, Stamper, assert_same_image, free_port,
-    program, python, run,
+    CANARY, Finished, Fio, Gateway, Load, MIB, Memory, Nbdkit, PORTALS, Running, Scene, Stamper, assert_same_image,
+    free_port, program, python, run,
 };
 use crate::malformed::assert_it_ends;
 use crate::transparency::noise;
@@ -130,6 +130,50 @@ fn discovery_by_either_portal_names_both() {
         }
     }
     gateway.stop();
+}
+
+/// Multipathing hosts know a unit by its serial number and its designators.
+#[test]
+fn a_unit_is_the_same_before_and_after_a_restart() {
+    let scene = scene(16 * MIB);
+    let pages = || {
+        let lun = url(&scene, "", "");
+        ["128", "131"].map(|page| program("iscsi-inq", &["-e", "1", "-c", page, &lun]).ok().stdout)
+    };
+    let gateway = scene.serve();
+    let before = pages();
+    assert!(before[0].contains("Unit Serial Number:["), "{}", before[0]);
+    assert!(before[1].contains(NAME), "{}", before[1]);
+    gateway.stop();
+    let gateway = scene.serve();
+    assert_eq!(pages(), before);
+    gateway.stop();
+}
+
+#[test]
+fn a_store_of_blocks_of_4096_bytes_is_a_unit_of_such_blocks() {
+    let mut scene = scene(16 * MIB);
+    fs::File::create(scene.store()).unwrap().set_len(16 * MIB).unwrap();
+    let store = scene.store().to_str().unwrap().to_owned();
+    // It fails what is no whole block.
+    let arguments =
+        ["--filter=blocksize-policy", "file", &store, "blocksize-minimum=4096", "blocksize-error-policy=error"];
+    let bare = Nbdkit::start(&scene.path("bare.sock"), &arguments);
+    (scene.volumes[0].store, scene.volumes[0].create) = (bare.uri(), None);
+    let mut gateway = scene.serve();
+    let lun = url(&scene, "", "");
+    let said = program("iscsi-readcapacity16", &[&lun]).ok().stdout;
+    assert!(said.contains("BLOCK LENGTH IN BYTES:4096"), "{said}");
+    let source = scene.path("source.img");
+    fs::write(&source, noise(16 << 20, 13)).unwrap();
+    let source = source.to_str().unwrap();
+    program("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", source, &lun]).ok();
+    program("qemu-img", &["compare", "-f", "raw", "-F", "raw", source, &lun]).ok();
+    gateway.settle();
+    gateway.stop();
+    let written = fs::read(source).unwrap();
+    assert_same_image(&fs::read(scene.store()).unwrap(), &written);
+    assert_same_image(&scene.restored("latest").0, &written);
 }
 
 /// Users and secrets of both sides; the initiators' is never to be seen again.
