@@ -360,6 +360,10 @@ impl Disk for FaultyDisk {
     fn incarnation(&self) -> u64 {
         self.inner.incarnation() + self.incarnations.load(SeqCst)
     }
+
+    fn owe(&self, error: DiskError) {
+        self.inner.owe(error);
+    }
 }
 
 #[cfg(test)]

@@ -307,6 +307,10 @@ pub trait Disk: Send + Sync + 'static {
     fn incarnation(&self) -> u64 {
         0
     }
+
+    /// Takes back the error of a flush, or of a change with `fua`, that could not be told to whoever asked. A store tells
+    /// once what it could not write: the next flush is told instead.
+    fn owe(&self, _error: DiskError) {}
 }
 
 impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
@@ -345,5 +349,8 @@ impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
     }
     fn incarnation(&self) -> u64 {
         (**self).incarnation()
+    }
+    fn owe(&self, error: DiskError) {
+        (**self).owe(error);
     }
 }

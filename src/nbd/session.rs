@@ -9,7 +9,7 @@
 //! the disk lost its store, the connection ends.
 //!
 //! However a session ends, begun operations go on to their end: [`Pending`] sees to it. The session lasts until then;
-//! its connection does not.
+//! its connection does not. What a flush was told then, and its client cannot be, the disk goes on owing.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -85,6 +85,7 @@ pub(super) async fn serve(
         expected: Expected::Request,
         in_flight: FuturesUnordered::new(),
         in_flight_bytes: 0,
+        untold: None,
         end: None,
     };
     let mut stopped = pin!(stop.wait_for(|stop| *stop));
@@ -95,14 +96,18 @@ pub(super) async fn serve(
         session.poll(cx)
     })
     .await;
-    let Session { mut stream, mut in_flight, outbox, .. } = session;
+    let Session { mut stream, mut in_flight, outbox, disk, untold, .. } = session;
+    // Before the client can come back, and flush again.
+    untold.into_iter().for_each(|error| disk.owe(error));
     if ended.is_ok() {
         // The client may be gone already.
         let _ = stream.shutdown().await;
     }
     drop((stream, outbox));
     // Of a client that comes back again and again while the disk hangs, each connection keeps its place until then.
-    while in_flight.next().await.is_some() {}
+    while let Some((request, answer)) = in_flight.next().await {
+        unwritten(&request, &answer).into_iter().for_each(|error| disk.owe(error));
+    }
     ended
 }
 
@@ -116,6 +121,8 @@ struct Session<S> {
     in_flight: FuturesUnordered<Running>,
     /// Payloads of what is in flight.
     in_flight_bytes: usize,
+    /// What a reply says that was not made durable, until all is sent.
+    untold: Option<DiskError>,
     /// Once set, no request is taken any more.
     end: Option<End>,
     /// Of the disk when the session began.
@@ -154,6 +161,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 self.reply(&request, answer)?;
             }
             let all_sent = self.outbox.poll_send(cx, &mut self.stream)?.is_ready();
+            if all_sent {
+                self.untold = None;
+            }
             if let Some(end) = self.end {
                 return if all_sent && self.in_flight.is_empty() { Poll::Ready(Ok(end)) } else { Poll::Pending };
             }
@@ -264,6 +274,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     fn reply(&mut self, request: &Request, answer: disk::Result<Answer>) -> Result<(), SessionError> {
         let &Request { cookie, offset, length, flags, .. } = request;
+        self.untold = self.untold.or(unwritten(request, &answer));
         // A store that came back may have forgotten what this client was told is done, and its flush would not say so.
         if self.disk.incarnation() != self.incarnation {
             return Err(SessionError::StoreLost);
@@ -310,6 +321,21 @@ fn payload_length(request: &Request) -> usize {
     match request.command {
         command::READ | command::WRITE => request.length as usize,
         _ => 0,
+    }
+}
+
+/// What was to be durable and is not, by an error that comes once.
+fn unwritten(request: &Request, answer: &disk::Result<Answer>) -> Option<DiskError> {
+    let durable = match request.command {
+        command::FLUSH => true,
+        command::WRITE | command::TRIM | command::WRITE_ZEROES => request.flags & command::FLAG_FUA != 0,
+        _ => false,
+    };
+    match answer {
+        // Zeroes that are not to be written slowly, or what the disk does not know: nothing was tried.
+        Err(DiskError::Io(Errno::ENOTSUP)) => None,
+        Err(error @ DiskError::Io(_)) if durable => Some(*error),
+        _ => None,
     }
 }
 

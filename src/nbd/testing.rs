@@ -28,6 +28,8 @@ pub struct Ram {
     pub completed: Arc<AtomicUsize>,
     pub with_fua: AtomicUsize,
     pub incarnation: AtomicU64,
+    /// What the next flush tells.
+    pub owed: Mutex<Option<DiskError>>,
 }
 
 pub fn able() -> Abilities {
@@ -54,6 +56,7 @@ impl Ram {
             completed: Arc::default(),
             with_fua: AtomicUsize::new(0),
             incarnation: AtomicU64::new(0),
+            owed: Mutex::new(None),
         }
     }
 
@@ -91,7 +94,10 @@ impl Disk for Ram {
         self.done(fua, ())
     }
     fn flush(&self) -> Pending<()> {
-        self.done(false, ())
+        match self.owed.lock().unwrap().take() {
+            Some(owed) => Pending::ready(Err(owed)),
+            None => self.done(false, ()),
+        }
     }
     fn trim(&self, _: u64, _: u64, fua: bool) -> Pending<()> {
         self.done(fua, ())
@@ -120,6 +126,9 @@ impl Disk for Ram {
     }
     fn incarnation(&self) -> u64 {
         self.incarnation.load(Ordering::SeqCst)
+    }
+    fn owe(&self, error: DiskError) {
+        *self.owed.lock().unwrap() = Some(error);
     }
 }
 

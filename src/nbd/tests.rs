@@ -337,6 +337,61 @@ async fn a_disk_that_lost_its_store_closes_the_connection_instead_of_inventing_a
     }
 }
 
+/// Why a client is not told what it asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Untold {
+    /// The store came back meanwhile.
+    Lost,
+    /// The same, and the session has ended by then.
+    LostBefore,
+    /// The client has left.
+    Left,
+}
+
+#[tokio::test]
+async fn an_error_of_a_flush_that_its_client_is_not_told_is_told_by_the_next_flush() {
+    for (command, flags, error, expected) in [
+        (FLUSH, 0, Errno::EIO, NbdError::EIO.0),
+        (TRIM, FLAG_FUA, Errno::EIO, NbdError::EIO.0),
+        (WRITE_ZEROES, FLAG_FUA, Errno::ENOTSUP, 0),
+        (TRIM, 0, Errno::EIO, 0),
+        (CACHE, 0, Errno::EIO, 0),
+    ] {
+        for untold in [Untold::Lost, Untold::LostBefore, Untold::Left] {
+            let gate = Arc::new(Semaphore::new(0));
+            let failure = Some(DiskError::Io(error));
+            let disk = shared(|ram| (ram.gate, ram.failure) = (Some(gate.clone()), failure.into()));
+            let all = exports(vec![("disk0", disk.clone())]);
+            let (mut client, serving) = serve(all.clone());
+            client.open(true).await;
+            if untold == Untold::LostBefore {
+                client.send(READ, 0, 1, 0, 512).await;
+                until(|| disk.begun.load(Ordering::SeqCst) == 1).await;
+            }
+            let begun = disk.begun.load(Ordering::SeqCst) + 1;
+            client.send(command, flags, 2, 0, if command == FLUSH { 0 } else { 512 }).await;
+            until(|| disk.begun.load(Ordering::SeqCst) == begun).await;
+            if untold == Untold::Left {
+                drop(client);
+            } else {
+                disk.incarnation.store(1, Ordering::SeqCst);
+                gate.add_permits(1);
+                assert!(client.rest().await.is_empty());
+            }
+            gate.add_permits(2);
+            assert!(matches!(serving.task.await.unwrap(), Outcome::Dropped(_)));
+            *disk.failure.lock().unwrap() = None;
+            let (mut client, _serving) = serve(all);
+            client.open(true).await;
+            for (cookie, expected) in [(3, expected), (4, 0)] {
+                gate.add_permits(1);
+                client.send(FLUSH, 0, cookie, 0, 0).await;
+                assert_eq!(client.simple().await, (cookie, expected), "{command} {flags} {untold:?}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn garbage_between_requests_ends_the_connection() {
     let (mut client, serving) = one(shared(|_| ()));

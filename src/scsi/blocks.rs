@@ -11,7 +11,7 @@ use tokio::sync::OwnedRwLockReadGuard;
 
 use super::Answer;
 use super::sense::{self, Format, MISCOMPARE, Sense};
-use super::shape::{BYTCHK, Command, Shape};
+use super::shape::{BYTCHK, Command, FUA, Shape};
 use crate::disk::{self, Disk, DiskError, Pending, Rewrite};
 use crate::units::{MIB, Span};
 
@@ -20,7 +20,6 @@ pub(super) const PIECE: u32 = MIB as u32;
 /// Bytes that one PRE-FETCH has read ahead at most.
 const PREFETCH_MAX: u64 = 64 * MIB;
 
-const FUA: u8 = 0x0A;
 const IMMED: u8 = 0x02;
 
 /// What an operation on the medium takes along.
@@ -96,7 +95,7 @@ pub(super) fn read(task: Task, command: &Command) -> Pending<Answer> {
     }
     if command.cdb.flag(FUA) && !command.cdb.is_short() && task.shape.abilities.flush {
         return task.run(async move |disk| {
-            disk.flush().await.map_err(sense::of_change)?;
+            disk.flush().await.map_err(sense::of_flush)?;
             content(offset, length, disk.read(offset, length).await)
         });
     }
@@ -174,7 +173,7 @@ pub(super) fn write_and_verify(task: Task, command: &Command, data: Bytes) -> Pe
         // What is verified is to be what will stay.
         disk.write(span.start, data.clone(), abilities.fua).await.map_err(sense::of_change)?;
         if abilities.flush && !abilities.fua {
-            disk.flush().await.map_err(sense::of_change)?;
+            disk.flush().await.map_err(sense::of_flush)?;
         }
         let expected = if compared { Expected::Bytes(data) } else { Expected::Anything };
         compare(&*disk, span, &expected, piece).await
@@ -259,7 +258,7 @@ pub(super) fn synchronize_cache(task: Task) -> Pending<Answer> {
         return task.ready(Ok(Bytes::new()));
     }
     let pending = task.disk.flush();
-    task.after(pending, done)
+    task.after(pending, |answer| answer.map(|()| Bytes::new()).map_err(sense::of_flush))
 }
 
 /// A hint: GOOD says that not all of it may be in a cache, and CONDITION MET is never claimed (SBC-4, 5.13).

@@ -147,6 +147,15 @@ impl Sense {
         Self { format, ..self }
     }
 
+    /// The error of a disk's change or flush that this is told for, if it is: nothing of what was refused.
+    pub fn of_a_change(&self) -> Option<DiskError> {
+        match self.code {
+            code if code == WRITE_ERROR.code => Some(DiskError::Io(Errno::EIO)),
+            code if code == SPACE_ALLOCATION_FAILED.code => Some(DiskError::Io(Errno::ENOSPC)),
+            _ => None,
+        }
+    }
+
     /// As a current error, in its format (SPC-4, 4.5.2 and 4.5.3).
     pub fn encode(&self) -> Bytes {
         let [code, qualifier] = self.code.to_be_bytes();
@@ -195,6 +204,8 @@ impl Field {
 }
 
 pub(super) const NO_SENSE: Sense = Sense::new(Key::NoSense, 0);
+/// LOGICAL UNIT IS IN PROCESS OF BECOMING READY: what initiators send again after a while.
+pub(super) const BECOMING_READY: Sense = Sense::new(Key::NotReady, 0x0401);
 pub(super) const UNRECOVERED_READ_ERROR: Sense = Sense::new(Key::MediumError, 0x1100);
 pub(super) const WRITE_ERROR: Sense = Sense::new(Key::MediumError, 0x0C00);
 pub(super) const INTERNAL_TARGET_FAILURE: Sense = Sense::new(Key::HardwareError, 0x4400);
@@ -219,9 +230,18 @@ pub(super) fn of_read(error: DiskError) -> Sense {
     of(error, UNRECOVERED_READ_ERROR)
 }
 
-/// What a failed change or flush is told as.
+/// What a failed change is told as.
 pub(super) fn of_change(error: DiskError) -> Sense {
     of(error, WRITE_ERROR)
+}
+
+/// What a failed flush is told as. Never as an ILLEGAL REQUEST, by which initiators (Linux) know that there is no cache and
+/// all is well.
+pub(super) fn of_flush(error: DiskError) -> Sense {
+    match of_change(error) {
+        Sense { key: Key::IllegalRequest, .. } => WRITE_ERROR,
+        sense => sense,
+    }
 }
 
 /// The one place where a disk's errors become sense data. A store that was lost ends the command as aborted, so that
@@ -232,7 +252,9 @@ fn of(error: DiskError, medium: Sense) -> Sense {
         (_, Errno::ENOSPC) => SPACE_ALLOCATION_FAILED,
         (_, Errno::EPERM) => WRITE_PROTECTED,
         (_, Errno::ENOTSUP) => INVALID_COMMAND_OPERATION_CODE,
-        (DiskError::Refused(_), _) => INVALID_FIELD_IN_CDB,
+        (DiskError::Refused(_), Errno::EINVAL) => INVALID_FIELD_IN_CDB,
+        // It was not done, and there is nothing wrong with it: the store was busy, or a region cannot be marked, for now.
+        (DiskError::Refused(_), _) => BECOMING_READY,
         (DiskError::Io(_), _) => medium,
     }
 }

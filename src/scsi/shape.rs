@@ -90,6 +90,17 @@ impl Command {
         self.data_in
     }
 
+    /// Whether it flushes, or what it changes is to be durable: its failure may be about earlier changes.
+    pub fn makes_durable(&self) -> bool {
+        match self.kind() {
+            Kind::SynchronizeCache | Kind::StartStopUnit | Kind::WriteAndVerify => true,
+            Kind::Read | Kind::Write | Kind::CompareAndWrite | Kind::OrWrite => {
+                self.cdb.flag(FUA) && !self.cdb.is_short()
+            }
+            _ => false,
+        }
+    }
+
     pub(super) fn kind(&self) -> Kind {
         self.row.kind
     }
@@ -220,3 +231,5 @@ impl Command {
 
 /// Of VERIFY, in byte 1.
 pub(super) const BYTCHK: u8 = 0x06;
+/// With FUA_NV, in byte 1.
+pub(super) const FUA: u8 = 0x0A;

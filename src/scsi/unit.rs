@@ -16,7 +16,7 @@ use super::reservations::{InitiatorPort, Reservations};
 use super::sense::{Format, LOGICAL_UNIT_NOT_SUPPORTED, NO_SENSE, SOFTWARE_WRITE_PROTECTED, Sense, WRITE_PROTECTED};
 use super::shape::{self, Command, Shape};
 use super::{Answer, Refusal, inquiry, mode, provisioning, report, reserve};
-use crate::disk::{Disk, Pending};
+use crate::disk::{Disk, DiskError, Pending};
 use crate::format::codec::FormatError;
 
 /// What is chosen about a unit. What names it must stay the same for the volume's life.
@@ -136,6 +136,11 @@ impl Unit {
     /// Of the disk: higher after each loss of its store.
     pub fn incarnation(&self) -> u64 {
         self.0.disk.incarnation()
+    }
+
+    /// As [`Disk::owe`].
+    pub fn owe(&self, error: DiskError) {
+        self.0.disk.owe(error);
     }
 }
 

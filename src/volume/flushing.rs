@@ -93,3 +93,41 @@ impl Core {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::boot::Found;
+    use super::super::{Sequences, Settings, Volume};
+    use super::*;
+    use crate::disk::faulty::{Fault, Kind};
+    use crate::disk::{Errno, FaultyDisk, MemoryDisk};
+    use crate::format::VolumeId;
+    use crate::units::MIB;
+    use crate::{marks, writelog};
+
+    #[tokio::test]
+    async fn what_a_client_could_not_be_told_is_told_by_the_next_flush_that_tells_anything() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, settings) =
+            (folder.path().join("log"), writelog::Settings { size: 256 * MIB, volumes: 1, discard: true });
+        let marks = marks::open_io(&folder.path().join("marks")).unwrap();
+        let mut found = Found::read("disk0", VolumeId([9; 16]), MIB, marks).unwrap();
+        found.log_found(writelog::Pool::look(&log, settings).unwrap()).unwrap();
+        let (pool, opened) = writelog::Pool::open(&log, settings).unwrap();
+        let start = found.start(&pool, opened, false).unwrap();
+        let store = Arc::new(FaultyDisk::new(MemoryDisk::new(MIB)));
+        let sequences = Arc::new(Sequences::above(1 << 50));
+        let volume = Volume::new("disk0", store.clone(), sequences, Settings::default(), start);
+
+        let untold = DiskError::Io(Errno::ENOSPC);
+        volume.owe(untold);
+        assert_eq!(volume.flush().await, Err(untold));
+        assert_eq!(volume.flush().await, Ok(()));
+        for tells_nothing in [DiskError::Lost, DiskError::Refused(Errno::EIO)] {
+            volume.owe(untold);
+            store.inject(Fault::instead(Kind::Flush, tells_nothing).once());
+            assert_eq!(volume.flush().await, Err(tells_nothing));
+            assert_eq!(volume.flush().await, Err(untold));
+        }
+    }
+}

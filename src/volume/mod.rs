@@ -125,7 +125,7 @@ struct Core {
     doubting: Mutex<()>,
     /// Held for writing by a flush of our own: a store tells of a failure once, and a client must not miss it.
     flushes: RwLock<()>,
-    /// What a flush of our own was told; the next flush of a client is.
+    /// What a flush of our own was told, or of a client that could not be; the next flush of a client is.
     owed: Mutex<Option<DiskError>>,
     /// Bytes of the store that scans have read.
     reread: AtomicU64,
@@ -556,5 +556,9 @@ impl Disk for Volume {
 
     fn incarnation(&self) -> u64 {
         self.0.store.incarnation()
+    }
+
+    fn owe(&self, error: DiskError) {
+        self.0.owed.lock().get_or_insert(error);
     }
 }

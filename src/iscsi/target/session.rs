@@ -9,7 +9,8 @@
 //!
 //! Bounds: the window of command numbers, immediate commands beside it, bytes of data under way, and bytes that the initiator
 //! does not fetch; at the last the socket is not read. However a session ends, begun operations go on to their end: the
-//! session lasts until then, its connection does not.
+//! session lasts until then, its connection does not. What a flush was told then, and its initiator cannot be, the disk
+//! goes on owing.
 
 mod commands;
 mod management;
@@ -33,7 +34,7 @@ use tokio::time::{Instant, Sleep};
 use super::epoch::Epoch;
 use super::transfer::Transfer;
 use super::{Target, discovery};
-use crate::disk::{self, Pending};
+use crate::disk::{self, DiskError, Pending};
 use crate::iscsi::frames::{Frame, FrameError, Frames};
 use crate::iscsi::parameters::Parameters;
 use crate::iscsi::pdu::{
@@ -130,13 +131,22 @@ pub async fn serve(
         session.poll(cx)
     })
     .await;
-    let Session { mut stream, mut running, outbox, receiving, held, .. } = session;
+    let Session { mut stream, mut running, outbox, receiving, held, unit, untold, .. } = session;
+    let owe = |error: Option<DiskError>| {
+        if let (Some((target, _)), Some(error)) = (&unit, error) {
+            target.unit.owe(error);
+        }
+    };
+    // Before the initiator can come back, and flush again.
+    owe(untold);
     if ended.is_ok() {
         // The initiator may be gone already.
         let _ = stream.shutdown().await;
     }
     drop((stream, outbox, receiving, held));
-    while running.next().await.is_some() {}
+    while let Some((issued, answer)) = running.next().await {
+        owe(commands::unwritten(&issued, &answer));
+    }
     ended
 }
 
@@ -149,6 +159,8 @@ struct Issued {
     writes: bool,
     /// Bytes of data-out that the command takes.
     data_out: u32,
+    /// It is a flush, or what it changes is to be durable.
+    durable: bool,
     /// Bytes under way that it counts for.
     weight: usize,
     era: Era,
@@ -229,6 +241,8 @@ struct Session<S> {
     /// What runs, by its tag.
     tags: HashMap<u32, Begun>,
     in_flight_bytes: usize,
+    /// What a response says that was not made durable, until all is sent.
+    untold: Option<DiskError>,
     managements: Vec<Management>,
     resets: Option<Resets>,
     text: discovery::Exchange,
@@ -289,6 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             running: FuturesUnordered::new(),
             tags: HashMap::new(),
             in_flight_bytes: 0,
+            untold: None,
             managements: Vec::new(),
             text: discovery::Exchange::default(),
             heard: Instant::now(),
@@ -327,6 +342,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 (self.heard, self.asked) = (Instant::now(), false);
             }
             self.blocked = !all_sent;
+            if all_sent {
+                self.untold = None;
+            }
             if let Some(end) = self.end {
                 // Nobody is there any more to fetch what is left of a session that was replaced.
                 let done = self.running.is_empty() && (all_sent || end == End::Replaced);

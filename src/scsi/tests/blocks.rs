@@ -247,13 +247,18 @@ async fn what_the_disk_says_becomes_what_initiators_understand() {
     let unit = Unit::new(disk.clone(), settings()).unwrap();
     let nexus = nexus(&unit, 1);
     let cases = [
-        (DiskError::Io(Errno::EIO), 0x1100, 0x0C00),
-        (DiskError::Io(Errno::ENOSPC), 0x2707, 0x2707),
-        (DiskError::Refused(Errno::EPERM), 0x2700, 0x2700),
-        (DiskError::Refused(Errno::EINVAL), 0x2400, 0x2400),
-        (DiskError::Refused(Errno::ENOTSUP), 0x2000, 0x2000),
+        (DiskError::Io(Errno::EIO), 0x1100, 0x0C00, 0x0C00),
+        (DiskError::Io(Errno::EINVAL), 0x1100, 0x0C00, 0x0C00),
+        (DiskError::Io(Errno::ENOTSUP), 0x2000, 0x2000, 0x0C00),
+        (DiskError::Io(Errno::ENOSPC), 0x2707, 0x2707, 0x2707),
+        (DiskError::Refused(Errno::EIO), 0x0401, 0x0401, 0x0401),
+        (DiskError::Refused(Errno::ENOMEM), 0x0401, 0x0401, 0x0401),
+        (DiskError::Refused(Errno::EPERM), 0x2700, 0x2700, 0x2700),
+        // A flush that is refused as wrong has not flushed, and an initiator must not take that for success.
+        (DiskError::Refused(Errno::EINVAL), 0x2400, 0x2400, 0x0C00),
+        (DiskError::Refused(Errno::ENOTSUP), 0x2000, 0x2000, 0x0C00),
     ];
-    for (error, reading, writing) in cases {
+    for (error, reading, writing, flushing) in cases {
         disk.inject(Fault::instead(Kind::Read, error));
         disk.inject(Fault::instead(Kind::Write, error));
         disk.inject(Fault::instead(Kind::Flush, error));
@@ -262,7 +267,8 @@ async fn what_the_disk_says_becomes_what_initiators_understand() {
         assert_eq!(refused(&nexus, &write(0, 1), &filled(1, 1)).await.code, writing, "{error}");
         assert_eq!(refused(&nexus, &cdb10(0x2E, 0, 1), &filled(1, 1)).await.code, writing, "{error}");
         assert_eq!(refused(&nexus, &cdb10(0x41, 0, 1), &filled(1, 1)).await.code, writing, "{error}");
-        assert_eq!(refused(&nexus, &cdb10(0x35, 0, 0), &[]).await.code, writing, "{error}");
+        assert_eq!(refused(&nexus, &cdb10(0x35, 0, 0), &[]).await.code, flushing, "{error}");
+        assert_eq!(refused(&nexus, &with(read(0, 1), 0x08), &[]).await.code, flushing, "{error}");
         disk.heal();
     }
     good(&nexus, &read(0, 1), &[]).await;

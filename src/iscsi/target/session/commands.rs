@@ -12,7 +12,7 @@ use super::{
     Begun, IMMEDIATE_MAX, IN_FLIGHT_BYTES_MAX, Issued, Receiving, Running, Session, SessionError, StatusSn, WINDOW,
     next_tag,
 };
-use crate::disk::{self, Pending};
+use crate::disk::{self, DiskError, Pending};
 use crate::iscsi::frames::Frame;
 use crate::iscsi::pdu::{
     self, DataIn, DataOut, FINAL, NO_TAG, ReadyToTransfer, ScsiCommand, ScsiResponse, command, data_in, reject,
@@ -59,13 +59,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
         };
         let (era, next_era) = eras.unwrap_or((self.era, self.era));
-        let mut issued = Issued { task, lun: head.lun, expected, writes, data_out: 0, weight: 0, era, epoch };
+        let mut issued =
+            Issued { task, lun: head.lun, expected, writes, data_out: 0, durable: false, weight: 0, era, epoch };
         let command = match admitted {
             Ok(command) => command,
             Err(answer) => return self.respond(&issued, answer),
         };
         self.era = next_era;
         issued.data_out = command.data_out();
+        issued.durable = command.makes_durable();
         // Of what the initiator offers less of, the unit makes what it can.
         let length = issued.data_out.min(if writes { expected } else { 0 });
         if !writes {
@@ -174,12 +176,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let over = self.unit.as_ref().is_some_and(|(target, _)| target.epochs.is_over(&issued.epoch));
         if !aborted && !over && self.end.is_none() {
             self.answered(&issued, answer)?;
+        } else if let (Some((target, _)), Some(error)) = (&self.unit, unwritten(&issued, &answer)) {
+            target.unit.owe(error);
         }
         self.managements.iter_mut().for_each(|management| _ = management.ended.remove(&issued.task));
         Ok(())
     }
 
     pub(super) fn answered(&mut self, issued: &Issued, answer: disk::Result<Answer>) -> Result<(), SessionError> {
+        self.untold = self.untold.or(unwritten(issued, &answer));
         match answer {
             Ok(answer) => self.respond(issued, answer),
             // What the bare array would do when it loses power: its initiators log in anew.
@@ -332,6 +337,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.in_flight_bytes -= std::mem::take(&mut issued.weight);
         Some(issued)
     }
+}
+
+/// What was to be durable and is not, by an error that comes once.
+pub(super) fn unwritten(issued: &Issued, answer: &disk::Result<Answer>) -> Option<DiskError> {
+    let sense = answer.as_ref().ok()?.sense.filter(|_| issued.durable)?;
+    sense.of_a_change()
 }
 
 /// 11.4.7.2

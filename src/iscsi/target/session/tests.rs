@@ -1,14 +1,15 @@
 //! A session whose initiator is a script, in front of a disk whose operations end when they are let.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::disk::{Disk, Extent, Geometry, Identity, MemoryDisk, ZeroMode};
+use crate::disk::{Disk, Errno, Extent, Geometry, Identity, MemoryDisk, ZeroMode};
 use crate::iscsi::pdu::{
     BHS, LogoutResponse, ReadyToTransfer, ScsiResponse, TaskManagementResponse, command, task_management,
 };
@@ -16,11 +17,14 @@ use crate::scsi::{InitiatorPort, Status, Unit, UnitSettings};
 
 const BLOCK: usize = 512;
 
-/// A disk whose writes wait for a permit each.
+/// A disk whose writes wait for a permit each, and flushes that fail.
 struct Gated {
     memory: MemoryDisk,
     permits: Arc<Semaphore>,
     begun: Arc<AtomicUsize>,
+    /// What the next flush tells.
+    error: Mutex<Option<DiskError>>,
+    incarnation: AtomicU64,
 }
 
 impl Disk for Gated {
@@ -39,7 +43,13 @@ impl Disk for Gated {
         })
     }
     fn flush(&self) -> Pending<()> {
-        self.memory.flush()
+        let Some(error) = self.error.lock().take() else { return self.memory.flush() };
+        let permits = self.permits.clone();
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        Pending::later(async move {
+            permits.acquire().await.expect("never closed").forget();
+            Err(error)
+        })
     }
     fn trim(&self, offset: u64, length: u64, fua: bool) -> Pending<()> {
         self.memory.trim(offset, length, fua)
@@ -56,11 +66,18 @@ impl Disk for Gated {
     fn identity(&self) -> Identity {
         self.memory.identity()
     }
+    fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::SeqCst)
+    }
+    fn owe(&self, error: DiskError) {
+        *self.error.lock() = Some(error);
+    }
 }
 
 /// A target, and what its disk waits for.
 struct Stage {
     target: Arc<Target>,
+    disk: Arc<Gated>,
     permits: Arc<Semaphore>,
     begun: Arc<AtomicUsize>,
 }
@@ -68,7 +85,13 @@ struct Stage {
 impl Stage {
     fn new(size: u64) -> Self {
         let (permits, begun) = (Arc::new(Semaphore::new(0)), Arc::<AtomicUsize>::default());
-        let disk = Gated { memory: MemoryDisk::new(size), permits: permits.clone(), begun: begun.clone() };
+        let disk = Arc::new(Gated {
+            memory: MemoryDisk::new(size),
+            permits: permits.clone(),
+            begun: begun.clone(),
+            error: Mutex::new(None),
+            incarnation: AtomicU64::new(0),
+        });
         let settings = UnitSettings {
             name: "disk0".into(),
             serial: "0".into(),
@@ -77,8 +100,8 @@ impl Stage {
             target_ports: 1,
             keep: None,
         };
-        let unit = Unit::new(Arc::new(disk), settings).unwrap();
-        Self { target: Target::new("iqn.t:disk0".into(), unit), permits, begun }
+        let unit = Unit::new(disk.clone(), settings).unwrap();
+        Self { target: Target::new("iqn.t:disk0".into(), unit), disk, permits, begun }
     }
 
     fn log_in(&self, name: &str, parameters: Parameters) -> Initiator {
@@ -142,6 +165,11 @@ impl Initiator {
     /// A WRITE(10) of one block, with an attribute.
     async fn write_as(&mut self, attribute: u8, task: u32) {
         self.command(task, FINAL | command::WRITE | attribute, BLOCK as u32, WRITE_ONE, &[1; BLOCK]).await;
+    }
+
+    async fn synchronize_cache(&mut self, task: u32) {
+        let cdb = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        self.command(task, FINAL, 0, cdb, &[]).await;
     }
 
     async fn manage(&mut self, task: u32, function: u8, referenced: u32) {
@@ -232,6 +260,61 @@ async fn a_reset_waits_for_the_writes_of_other_sessions_and_drops_what_they_stil
     first.command(3, FINAL, 0, [0; 16], &[]).await;
     assert_eq!(first.response().await, (3, Status::CheckCondition as u8));
     assert_eq!(stage.begun.load(Ordering::SeqCst), 1, "data of before the reset was written");
+}
+
+/// Why an initiator is not told what it asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Untold {
+    /// The store came back meanwhile.
+    Lost,
+    /// The same, and the session has ended by then.
+    LostBefore,
+    Aborted,
+    Left,
+}
+
+#[tokio::test]
+async fn an_error_of_a_flush_that_its_initiator_is_not_told_is_told_by_the_next_flush() {
+    for untold in [Untold::Lost, Untold::LostBefore, Untold::Aborted, Untold::Left] {
+        let stage = Stage::new(1 << 20);
+        stage.disk.owe(DiskError::Io(Errno::EIO));
+        let mut initiator = stage.log_in("iqn.a", parameters());
+        initiator.hear_power_on().await;
+        if untold == Untold::LostBefore {
+            initiator.write(6, 0, 1, &[1; BLOCK]).await;
+            stage.until_begun(1).await;
+        }
+        initiator.synchronize_cache(7).await;
+        stage.until_begun(if untold == Untold::LostBefore { 2 } else { 1 }).await;
+        match untold {
+            Untold::Lost | Untold::LostBefore => {
+                stage.disk.incarnation.store(1, Ordering::SeqCst);
+                stage.permits.add_permits(1);
+                let mut rest = Vec::new();
+                initiator.stream.read_to_end(&mut rest).await.unwrap();
+                assert!(rest.is_empty());
+            }
+            Untold::Aborted => {
+                initiator.manage(8, task_management::ABORT_TASK, 7).await;
+                assert!(initiator.is_silent().await);
+                stage.permits.add_permits(1);
+                assert_eq!(initiator.managed().await, (8, task_management::COMPLETE));
+            }
+            Untold::Left => {}
+        }
+        drop(initiator.stream);
+        // The session has heard of it before the flush ends.
+        tokio::task::yield_now().await;
+        stage.permits.add_permits(1);
+        let _ = initiator.session.await.unwrap();
+        let mut next = stage.log_in("iqn.a", parameters());
+        next.hear_power_on().await;
+        stage.permits.add_permits(1);
+        for (task, status) in [(1, Status::CheckCondition), (2, Status::Good)] {
+            next.synchronize_cache(task).await;
+            assert_eq!(next.response().await, (task, status as u8), "{untold:?}");
+        }
+    }
 }
 
 #[tokio::test]
