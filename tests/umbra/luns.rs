@@ -56,6 +56,25 @@ fn a_lun_under_load_has_points_that_are_one_cut_each_and_the_newest_is_the_lun()
     assert_newest_is_the_lun(&scene);
 }
 
+/// Which of them a target asks for is up to its administrator.
+#[test]
+fn an_array_that_asks_for_digests_and_takes_data_unasked_is_shadowed_alike() {
+    let digests = [("HeaderDigest", "CRC32C"), ("DataDigest", "CRC32C"), ("InitialR2T", "No")];
+    for immediate_data in ["Yes", "No"] {
+        let (scene, array) = shadowed_lun(Proof::Nobody);
+        array.negotiate(&[&digests[..], &[("ImmediateData", immediate_data)]].concat());
+        let mut gateway = scene.serve();
+        let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
+        gateway.wait_for_points(2);
+        let trace = stamper.stop();
+        gateway.settle();
+        gateway.stop();
+        assert_held(&scene, &trace, 0);
+        assert_one_cut(&scene, "latest", &trace);
+        assert_newest_is_the_lun(&scene);
+    }
+}
+
 /// A burst of iSCSI is 256 KiB by default, and what a command can write, unmap or repeat has other bounds still.
 #[test]
 fn what_is_larger_than_a_burst_and_what_writes_no_data_comes_to_the_lun_whole() {
@@ -211,7 +230,7 @@ fn a_target_or_a_lun_that_is_not_there_is_named() {
 /// Fault test 16, for a LUN.
 #[test]
 fn another_disk_or_a_smaller_one_behind_the_same_name_is_refused() {
-    let (scene, mut array) = shadowed_lun(Proof::Nobody);
+    let (mut scene, mut array) = shadowed_lun(Proof::Nobody);
     let mut gateway = scene.serve();
     gateway.settle();
     gateway.stop();
@@ -223,6 +242,13 @@ fn another_disk_or_a_smaller_one_behind_the_same_name_is_refused() {
     assert!(said.stderr.contains("what was cut off is in the remote"), "{}", said.stderr);
     array.kill();
     file.set_len(SIZE).unwrap();
+    array.change_array();
+    array.start();
+    scene.volumes[0].store = array.url();
+    fs::write(scene.config(), scene.toml()).unwrap();
+    let said = scene.run(&["serve", "umbra.toml"]).expect_code(1);
+    assert!(said.stderr.contains("--adopt"), "{}", said.stderr);
+    array.kill();
     array.change_identity();
     array.start();
     let said = scene.run(&["serve", "umbra.toml"]).expect_code(1);

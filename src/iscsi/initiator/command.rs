@@ -1,8 +1,9 @@
 //! One command until it has its outcome: what its status means, and whether it is sent again.
 //!
 //! Sent again is only what the unit says it has not done (BUSY, TASK SET FULL, unit attentions, deferred errors, a unit
-//! that is becoming ready), and what can be done twice (a read, a flush). What it does not do for too long is refused. A
-//! change whose outcome is unknown is lost: the unit may have done it, or part of it.
+//! that is becoming ready), and what can be done twice (a read, a flush). What it does not do for too long is refused; but
+//! of a change that a unit was not ready for it may have made a part. A change whose outcome is unknown is lost: the unit
+//! may have done it, or part of it.
 
 use std::time::Duration;
 
@@ -100,7 +101,8 @@ impl Failure {
         match self {
             Self::Disk(error) => error,
             // It was never done, however often it was sent: a change left nothing behind, and a flush has not failed. EBADE
-            // is what Linux says of a reservation conflict; no protocol of ours knows it, so that all of them say EIO.
+            // is what Linux says of a reservation conflict; no protocol of ours knows it, so that all of them say EIO. Of
+            // NOT READY nobody promises that: SPACE ALLOCATION IN PROGRESS may come in the midst of a change.
             Self::Busy | Self::ReservationConflict => DiskError::Refused(Errno::EIO),
             Self::Sense(sense) if was_not_done(sense) => DiskError::Refused(Errno::EIO),
             Self::Status => DiskError::Io(Errno::EIO),
@@ -111,6 +113,15 @@ impl Failure {
                 _ if sense.is(Key::IllegalRequest) => Errno::EINVAL,
                 _ => Errno::EIO,
             }),
+        }
+    }
+
+    /// What becomes of a change that was sent before, when the unit was not ready: a part of it may have been made then.
+    fn behind(self, not_ready: Option<Received>) -> Self {
+        match (self, not_ready) {
+            (Self::Disk(DiskError::Refused(_)), Some(_)) => Self::Disk(DiskError::Lost),
+            (failure, Some(sense)) if matches!(failure.to_disk(), DiskError::Refused(_)) => Self::Sense(sense),
+            (failure, _) => failure,
         }
     }
 
@@ -170,7 +181,7 @@ fn is_becoming_ready(sense: Received) -> bool {
 
 /// The command that the sense data came with was not done; a deferred error is about another (SPC-4, 4.5.7).
 fn was_not_done(sense: Received) -> bool {
-    sense.deferred || sense.is(Key::UnitAttention) || is_becoming_ready(sense)
+    sense.deferred || sense.is(Key::UnitAttention)
 }
 
 /// Another initiator ended it, whose doing says nothing of how far it had come or whether all of it has stopped (SAM-5,
@@ -192,25 +203,30 @@ pub(super) async fn execute(
     let patience = to.patience();
     let begun = Instant::now();
     let (mut attempts, mut pause) = (0, patience.pause_first);
+    let mut not_ready = None;
     loop {
         let (answer, receiver) = oneshot::channel();
         to.submit(Job { cdb, transfer: transfer(), answer });
-        let completion = receiver.await.unwrap_or(Err(DiskError::Lost)).map_err(Failure::Disk)?;
+        let completion = receiver.await.unwrap_or(Err(DiskError::Lost));
+        let completion = completion.map_err(|error| Failure::Disk(error).behind(not_ready))?;
+        if effect == Effect::Changes {
+            not_ready = completion.sense.filter(|sense| is_becoming_ready(*sense)).or(not_ready);
+        }
         match judge(&completion, effect) {
             Verdict::Done => return Ok(completion),
             Verdict::Failed(failure) => {
                 tracing::debug!(operation_code = cdb[0], %failure, "a command failed");
-                return Err(failure);
+                return Err(failure.behind(not_ready));
             }
             Verdict::Again => {
                 attempts += 1;
                 if attempts > patience.attempts {
-                    return Err(completion.sense.map_or(Failure::Status, Failure::Sense));
+                    return Err(completion.sense.map_or(Failure::Status, Failure::Sense).behind(not_ready));
                 }
             }
             Verdict::Later => {
                 if begun.elapsed() >= patience.busy {
-                    return Err(completion.sense.map_or(Failure::Busy, Failure::Sense));
+                    return Err(completion.sense.map_or(Failure::Busy, Failure::Sense).behind(not_ready));
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(patience.pause_last);
@@ -254,6 +270,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::disk;
 
     fn of(status: Status, sense: Option<(Key, u16)>, effect: Effect) -> Verdict {
         let sense = sense.map(|(key, code)| Received { key: key as u8, code, deferred: false });
@@ -286,12 +303,51 @@ mod tests {
     #[test]
     fn what_was_never_done_is_refused() {
         let attention = Received { key: Key::UnitAttention as u8, code: 0x2A01, deferred: false };
-        let becoming = Received { key: Key::NotReady as u8, code: 0x0401, deferred: false };
         let deferred = Received { key: Key::MediumError as u8, code: 0x0C00, deferred: true };
-        let senses = [attention, becoming, deferred].map(Failure::Sense);
+        let senses = [attention, deferred].map(Failure::Sense);
         for failure in [Failure::Busy, Failure::ReservationConflict].into_iter().chain(senses) {
             assert_eq!(failure.to_disk(), DiskError::Refused(Errno::EIO), "{failure:?}");
         }
+    }
+
+    /// Whoever sends it its commands answers them as written down, in this order.
+    struct Scripted(parking_lot::Mutex<std::vec::IntoIter<disk::Result<(Status, Option<u16>)>>>);
+
+    impl Submit for Scripted {
+        fn submit(&self, job: Job) {
+            let answer = self.0.lock().next().expect("sent once more");
+            let _ = job.answer.send(answer.map(|(status, not_ready)| {
+                let sense = not_ready.map(|code| Received { key: Key::NotReady as u8, code, deferred: false });
+                Completion { status: Some(status), sense, data: Bytes::new(), residual: Residual::None }
+            }));
+        }
+        fn patience(&self) -> Patience {
+            // The second answer is the last.
+            let pause = Duration::from_millis(1);
+            Patience { busy: pause, pause_first: pause, ..Patience::USUAL }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_the_unit_was_not_ready_for_may_have_been_made_in_part() {
+        let outcome = async |effect, answers: Vec<disk::Result<(Status, Option<u16>)>>| {
+            let to = Scripted(parking_lot::Mutex::new(answers.into_iter()));
+            execute(&to, [0; 16], || Transfer::None, effect).await.map(drop).map_err(Failure::to_disk)
+        };
+        let allocating = || Ok((Status::CheckCondition, Some(0x0414)));
+        let away = || Err(DiskError::Refused(Errno::ESHUTDOWN));
+        for (last, expected) in [
+            (Ok((Status::Good, None)), Ok(())),
+            (allocating(), Err(DiskError::Io(Errno::EIO))),
+            (Ok((Status::Busy, None)), Err(DiskError::Io(Errno::EIO))),
+            (Ok((Status::ReservationConflict, None)), Err(DiskError::Io(Errno::EIO))),
+            (away(), Err(DiskError::Lost)),
+        ] {
+            assert_eq!(outcome(Effect::Changes, vec![allocating(), last]).await, expected, "{last:?}");
+        }
+        let busy = || Ok((Status::Busy, None));
+        assert_eq!(outcome(Effect::Changes, vec![busy(), busy()]).await, Err(DiskError::Refused(Errno::EIO)));
+        assert_eq!(outcome(Effect::Repeatable, vec![allocating(), away()]).await, away().map(drop));
     }
 
     #[test]

@@ -73,7 +73,7 @@ async fn session(mode: u8, stream: Script<'_>) -> bool {
         } else {
             facts()
         };
-        watch.adopt();
+        watch.heed();
         let is_over = jobs.is_closed();
         let shared = Arc::new(Shared::new(options, facts, Duration::ZERO, patience, watch, jobs));
         if is_over {

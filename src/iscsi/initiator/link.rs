@@ -95,11 +95,13 @@ pub(super) enum Residual {
 }
 
 impl Residual {
-    fn new(flags: u8, count: u32) -> Self {
+    fn new(flags: u8, count: u32) -> Result<Self, LinkError> {
         match flags & (residual::OVERFLOW | residual::UNDERFLOW) {
-            residual::OVERFLOW => Self::Over(count),
-            residual::UNDERFLOW => Self::Under(count),
-            _ => Self::None,
+            0 => Ok(Self::None),
+            residual::OVERFLOW => Ok(Self::Over(count)),
+            residual::UNDERFLOW => Ok(Self::Under(count)),
+            // They exclude each other (11.4.5.1).
+            _ => Err(LinkError::Broken("a residual that is of too much and of too little")),
         }
     }
 }

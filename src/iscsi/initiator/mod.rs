@@ -55,9 +55,9 @@ use super::chap::Account;
 use crate::disk::away::{self, Carrier, Jobs, PAUSE_FIRST, PAUSE_LAST, RECONNECT_MAX, come_back};
 use crate::disk::{Abilities, DiskError, Errno, Geometry};
 use crate::net::Chain;
-use command::{Direct, Patience, Submit};
+use command::{Direct, Effect, Patience, Submit, execute};
 use connect::{Tcp, connect};
-use link::{Ended, Job, LinkError};
+use link::{Ended, Job, LinkError, Transfer};
 use unit::{Facts, inspect};
 use watch::Watch;
 
@@ -210,7 +210,6 @@ impl IscsiDisk {
         }
         let watch = Watch::default();
         let Session { jobs, link, watch: session, facts } = begin(&dial, &options, &watch, patience).await?;
-        session.adopt();
         let shared = Arc::new(Shared::new(options, facts, reconnect_max, patience, watch, jobs));
         tokio::spawn(keep(dial, shared.clone(), link, session));
         Ok(Self { shared })
@@ -223,17 +222,30 @@ impl Drop for IscsiDisk {
     }
 }
 
-/// Logs in, and looks at the unit.
+/// Logs in, and looks at the unit. One that may have become another meanwhile is to be looked at anew.
 async fn begin(dial: &impl Dial, options: &Options, watch: &Watch, patience: Patience) -> Result<Session, OpenError> {
     let url = &options.url;
     let connection = connect(dial, options).await.map_err(|source| OpenError::Connect { url: url.clone(), source })?;
     let (jobs, receiver) = mpsc::unbounded_channel();
     // Without senders it logs out by itself.
     let watch = watch.of_a_session();
-    let link = tokio::spawn(link::run(connection, lun_field(url.lun), receiver, watch.clone()));
+    let mut link = tokio::spawn(link::run(connection, lun_field(url.lun), receiver, watch.clone()));
     let direct = Direct { jobs, patience };
-    let facts = timeout(INSPECT_MAX, inspect(&direct, url)).await;
-    let facts = facts.map_err(|_| OpenError::NotReady(url.clone()))?;
+    let asked = timeout(INSPECT_MAX, async {
+        // Fetches what a new initiator is told, whatever else becomes of it; what the unit is, is asked only then.
+        let _ = execute(&direct, cdb::test_unit_ready(), || Transfer::None, Effect::Repeatable).await;
+        watch.heed();
+        inspect(&direct, url).await
+    });
+    let facts = tokio::select! {
+        biased;
+        facts = asked => facts.map_err(|_| OpenError::NotReady(url.clone()))?,
+        // What it gives back as not done nobody sends again.
+        ended = &mut link => Err(match ended {
+            Ok(Ended { why: Err(LinkError::Changed(sense)), .. }) => UnitError::Changed(sense),
+            _ => UnitError::Left,
+        }),
+    };
     let facts = facts.map_err(|source| OpenError::Unit { url: url.clone(), source })?;
     Ok(Session { jobs: direct.jobs, link, watch, facts })
 }
@@ -297,7 +309,6 @@ async fn keep(dial: impl Dial, shared: Arc<Shared>, mut link: JoinHandle<Ended>,
         };
         let incarnation = 1 + shared.watch.incarnation.fetch_add(1, Ordering::SeqCst);
         tracing::info!(%url, incarnation, "logged in anew");
-        next.watch.adopt();
         shared.jobs.go_on(next.jobs);
         (link, session) = (next.link, next.watch);
     }

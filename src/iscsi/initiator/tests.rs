@@ -3,7 +3,7 @@
 mod units;
 
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,12 +11,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::*;
-use crate::disk::{Disk, Extent, Identity, MemoryDisk, Pending, ZeroMode, conformance};
+use crate::disk::faulty::{Fault, Gate, Kind};
+use crate::disk::{Disk, Extent, FaultyDisk, Identity, MemoryDisk, Pending, ZeroMode, conformance};
 use crate::iscsi::chap::{Chap, Secret};
 use crate::iscsi::pdu::LoginResponse;
 use crate::iscsi::target::{Server, Target};
 use crate::net::Address;
-use crate::scsi::{Unit, UnitSettings};
+use crate::scsi::{InitiatorPort, Unit, UnitSettings};
 use crate::units::MIB;
 
 const NAME: &str = "iqn.2026-11.io.umbra:disk0";
@@ -31,7 +32,7 @@ struct Running {
     stop: watch::Sender<bool>,
 }
 
-async fn serve(disk: Arc<dyn Disk>, chap: Option<Chap>) -> Running {
+fn unit(disk: Arc<dyn Disk>) -> Unit {
     let settings = UnitSettings {
         name: "disk0".into(),
         serial: "0123456789".into(),
@@ -40,7 +41,15 @@ async fn serve(disk: Arc<dyn Disk>, chap: Option<Chap>) -> Running {
         target_ports: 1,
         keep: None,
     };
-    let target = Target::new(NAME.into(), Unit::new(disk, settings).unwrap());
+    Unit::new(disk, settings).unwrap()
+}
+
+async fn serve(disk: Arc<dyn Disk>, chap: Option<Chap>) -> Running {
+    serve_unit(unit(disk), chap).await
+}
+
+async fn serve_unit(unit: Unit, chap: Option<Chap>) -> Running {
+    let target = Target::new(NAME.into(), unit);
     let server = Server::bind(&[Address::Tcp("127.0.0.1:0".into())], vec![target], chap).await.unwrap();
     let Address::Tcp(address) = &server.addresses()[0] else { panic!("no TCP") };
     let address = address.parse().unwrap();
@@ -132,16 +141,23 @@ async fn what_is_not_there_is_told_apart() {
     assert!(matches!(name, OpenError::Initiator(_)));
 }
 
-/// A disk whose writes wait until they may go on.
+/// A disk whose writes wait until they may go on, and that may shrink.
 struct Gated {
     disk: MemoryDisk,
     open: watch::Receiver<bool>,
     begun: Arc<AtomicU32>,
+    size: Arc<AtomicU64>,
+}
+
+impl Gated {
+    fn new(open: watch::Receiver<bool>, begun: Arc<AtomicU32>) -> Self {
+        Self { disk: MemoryDisk::new(MIB), open, begun, size: Arc::new(MIB.into()) }
+    }
 }
 
 impl Disk for Gated {
     fn geometry(&self) -> Geometry {
-        self.disk.geometry()
+        Geometry { size: self.size.load(Ordering::SeqCst), ..self.disk.geometry() }
     }
     fn read(&self, offset: u64, length: u32) -> Pending<Bytes> {
         self.disk.read(offset, length)
@@ -218,7 +234,7 @@ async fn until(condition: impl Fn() -> bool) {
 async fn what_was_in_flight_is_lost_and_never_sent_again_and_what_comes_later_waits() {
     let (open_gate, open) = watch::channel(true);
     let begun = Arc::new(AtomicU32::new(0));
-    let server = serve(Arc::new(Gated { disk: MemoryDisk::new(MIB), open, begun: begun.clone() }), None).await;
+    let server = serve(Arc::new(Gated::new(open, begun.clone())), None).await;
     let wire = wire(server.address).await;
     let disk = IscsiDisk::open(options(wire.address, None)).await.unwrap();
     disk.write(0, vec![1; 4096].into(), false).await.unwrap();
@@ -289,10 +305,50 @@ async fn a_shrunk_or_another_unit_is_not_used_and_a_grown_one_is() {
 }
 
 #[tokio::test]
+async fn a_unit_that_may_have_become_another_while_it_is_asked_what_it_is_is_not_taken() {
+    let behind = Arc::new(FaultyDisk::new(MemoryDisk::new(MIB)));
+    let unit = unit(behind.clone());
+    let server = serve_unit(unit.clone(), None).await;
+    let gate = Gate::new();
+    behind.inject(Fault::hold(Kind::Read, &gate).once());
+    let opening = tokio::spawn(IscsiDisk::open(options(server.address, None)));
+    // Its first block is asked for behind its name.
+    gate.arrived(1).await;
+    unit.attach(InitiatorPort { name: "iqn.b".into(), isid: [0; 6], target_port: 1 }).reset_unit();
+    gate.open();
+    let error = opening.await.unwrap().err().unwrap();
+    let changed =
+        matches!(&error, OpenError::Unit { source: UnitError::Changed(sense), .. } if sense.code >> 8 == 0x29);
+    assert!(changed, "{error:?}");
+    open(&server).await;
+}
+
+#[tokio::test]
+async fn a_unit_that_says_that_it_has_shrunk_is_left_until_it_is_what_it_was() {
+    let (_gate, open_gate) = watch::channel(true);
+    let (begun, size) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU64::new(2 * MIB)));
+    let behind = Gated { disk: MemoryDisk::new(2 * MIB), open: open_gate, begun: begun.clone(), size: size.clone() };
+    let server = serve(Arc::new(behind), None).await;
+    let disk = open(&server).await;
+    size.store(MIB, Ordering::SeqCst);
+    let by = Instant::now() + Duration::from_secs(10);
+    while disk.read(0, 512).await != Err(DiskError::Refused(Errno::ESHUTDOWN)) {
+        assert!(Instant::now() < by, "it is asked nothing");
+        sleep(Duration::from_millis(5)).await;
+    }
+    let refused = Err(DiskError::Refused(Errno::ESHUTDOWN));
+    assert_eq!(disk.write(0, vec![1; 512].into(), false).await, refused);
+    assert_eq!((begun.load(Ordering::SeqCst), disk.incarnation()), (0, 0));
+    size.store(2 * MIB, Ordering::SeqCst);
+    until(|| disk.incarnation() > 0).await;
+    disk.write(0, vec![1; 512].into(), false).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_target_that_asks_for_a_logout_is_left_and_nothing_is_lost() {
     let (open_gate, open) = watch::channel(true);
     let begun = Arc::new(AtomicU32::new(0));
-    let behind: Arc<dyn Disk> = Arc::new(Gated { disk: MemoryDisk::new(MIB), open, begun: begun.clone() });
+    let behind: Arc<dyn Disk> = Arc::new(Gated::new(open, begun.clone()));
     let server = serve(behind.clone(), None).await;
     let wire = wire(server.address).await;
     let disk = IscsiDisk::open(options(wire.address, None)).await.unwrap();

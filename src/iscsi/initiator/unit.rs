@@ -11,7 +11,7 @@ use super::command::{Effect, Failure, Submit, execute, execute_exactly};
 use super::link::{Residual, Transfer};
 use super::url::Url;
 use crate::disk::{Abilities, BlockSizes, Geometry};
-use crate::scsi::Key;
+use crate::scsi::{Key, Received};
 use crate::units::{MIB, REQUEST_MAX, VOLUME_MAX};
 
 /// Bytes of one command: what every unit takes that states no limit, and more than saves anything where one does.
@@ -31,7 +31,6 @@ pub const STATUS_LENGTH: u32 = 8 + 16 * STATUS_DESCRIPTORS;
 const BLOCK_LENGTHS: [u32; 2] = [512, 4096];
 /// NAA, EUI-64, T10 vendor ID (SPC-4, 7.8.6).
 const NAA: u8 = 3;
-const LOCALLY_ASSIGNED: u8 = 3;
 const EUI64: u8 = 2;
 const T10: u8 = 1;
 /// SUPPORT of a command (SPC-4, table 273); what else there is, is the vendor's own way.
@@ -64,6 +63,10 @@ pub enum UnitError {
     Malformed(&'static str),
     #[error("{command} failed: {failure}")]
     Failed { command: &'static str, failure: Failure },
+    #[error("the unit says that it may be another (sense key {:#x}, code {:#06x}) while it is asked what it is", .0.key, .0.code)]
+    Changed(Received),
+    #[error("the session ended while the unit was asked what it is")]
+    Left,
 }
 
 /// How UNMAP may be used, in blocks.
@@ -445,8 +448,8 @@ impl LbaStatus {
     }
 }
 
-/// A name that the unit was given for life, of the best kind there is. What is assigned locally (NAA 3h) is often no more
-/// than numbers that every array begins to count at, and names the unit only together with its target.
+/// A name that the unit was given for life, of the best kind there is. What is assigned locally is often no more than
+/// numbers that every array begins to count at, and names the unit only together with its target.
 fn name(designators: &[u8], serial: &[u8], standard: &[u8], target: &str) -> Option<String> {
     #[derive(PartialEq, PartialOrd)]
     enum Rank {
@@ -467,7 +470,7 @@ fn name(designators: &[u8], serial: &[u8], standard: &[u8], target: &str) -> Opt
         }
         let kind = kind & 0x0F;
         let name = match kind {
-            NAA if value[0] >> 4 == LOCALLY_ASSIGNED => format!("{target}/naa.{}", hexadecimal(value)),
+            NAA if is_local(value) => format!("{target}/naa.{}", hexadecimal(value)),
             NAA => format!("naa.{}", hexadecimal(value)),
             EUI64 => format!("eui.{}", hexadecimal(value)),
             T10 => match printable(value) {
@@ -477,7 +480,7 @@ fn name(designators: &[u8], serial: &[u8], standard: &[u8], target: &str) -> Opt
             _ => continue,
         };
         let rank = match kind {
-            NAA if value[0] >> 4 == LOCALLY_ASSIGNED => Rank::Local,
+            NAA if is_local(value) => Rank::Local,
             NAA => Rank::Naa,
             EUI64 => Rank::Eui64,
             _ => Rank::T10,
@@ -491,6 +494,19 @@ fn name(designators: &[u8], serial: &[u8], standard: &[u8], target: &str) -> Opt
         let serial = printable(serial);
         (!serial.is_empty()).then(|| format!("t10.{vendor}.{serial}"))
     })
+}
+
+/// Whether an NAA designator is unique at its target alone: it is assigned locally (3h), or has no company's number, which
+/// would make it unique (SPC-4, 7.8.6.6). tgt counts so, from the same number on at every target.
+fn is_local(naa: &[u8]) -> bool {
+    match naa[0] >> 4 {
+        3 => true,
+        // IEEE extended: behind 12 bits of the vendor's.
+        2 => be32(naa, 1) & 0x00FF_FFFF == 0,
+        // IEEE registered, and extended.
+        5 | 6 => be32(naa, 0) & 0x0FFF_FFF0 == 0,
+        _ => false,
+    }
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -537,6 +553,20 @@ mod tests {
         assert_eq!(of(&[&local, &naa]), "naa.6001020304050607");
         assert_eq!(of(&[&eui, &local]), "eui.6001020304050608");
         assert_eq!(of(&[&t10, &port, &naa]), "naa.6001020304050607");
+        // Without a company's number: as tgt has them, and in the other two forms.
+        for (local, expected) in [
+            (&[0x60, 0, 0, 0, 0, 0, 0, 0, 0x0e, 0, 0, 0, 0, 1, 0, 1][..], "60000000000000000e00000000010001"),
+            (&[0x50, 0, 0, 0, 0x0e, 1, 0, 1], "500000000e010001"),
+            (&[0x2e, 0x0e, 0, 0, 0, 1, 0, 1], "2e0e000000010001"),
+        ] {
+            let local = [&[1, 3, 0, local.len() as u8], local].concat();
+            assert_eq!(of(&[&t10, &local]), format!("iqn.t/naa.{expected}"));
+            assert_eq!(of(&[&local, &eui]), "eui.6001020304050608");
+        }
+        for company in [[0x60, 0, 0, 0x10, 0, 0, 0, 0], [0x50, 0, 0, 0x10, 0, 0, 0, 0], [0x20, 0, 0, 0, 1, 0, 0, 0]] {
+            let ieee = [&[1, 3, 0, 8][..], &company].concat();
+            assert_eq!(of(&[&ieee]), format!("naa.{}", hexadecimal(&company)));
+        }
         assert_eq!(of(&[&port, &t10]), "t10.VENDOR_disk");
         assert_eq!(of(&[&port]), "t10.VENDOR.serial_1");
         assert_eq!(of(&[&naa[..8]]), "t10.VENDOR.serial_1", "one that is cut off names nothing");

@@ -16,9 +16,10 @@ pub struct Watch {
     pub deferred_error: Arc<AtomicBool>,
     /// Told when the unit says that it is not what it was.
     pub look_again: Arc<Notify>,
-    /// The unit behind the session was found to be the right one. Of one session; all else is the disk's.
-    adopted: Arc<AtomicBool>,
-    /// It was found not to be: nothing more is sent.
+    /// The unit has told what it tells a new initiator: what it tells now is news, to whoever asks it what it is, too. Of
+    /// one session, as the next; all else is the disk's.
+    heeded: Arc<AtomicBool>,
+    /// It was found not to be the right one: nothing more is sent.
     halt: Arc<Notify>,
 }
 
@@ -47,12 +48,12 @@ fn may_be_another(sense: Received) -> bool {
 impl Watch {
     /// For a session that begins.
     pub fn of_a_session(&self) -> Self {
-        Self { adopted: Arc::default(), halt: Arc::default(), ..self.clone() }
+        Self { heeded: Arc::default(), halt: Arc::default(), ..self.clone() }
     }
 
-    /// From here on the unit is one that was identified.
-    pub fn adopt(&self) {
-        self.adopted.store(true, Ordering::SeqCst);
+    /// From here on what the unit says of itself counts.
+    pub fn heed(&self) {
+        self.heeded.store(true, Ordering::SeqCst);
     }
 
     /// Ends the link; what is in flight is lost.
@@ -68,10 +69,10 @@ impl Watch {
 
     /// Takes what came with CHECK CONDITION, or by itself; none if it could not be read. Says whether the unit may be another.
     pub fn see(&self, sense: Option<Received>) -> bool {
-        let adopted = self.adopted.load(Ordering::SeqCst);
+        let heeded = self.heeded.load(Ordering::SeqCst);
         let Some(sense) = sense else {
             // It may have said that it was reset.
-            self.incarnation.fetch_add(adopted.into(), Ordering::SeqCst);
+            self.incarnation.fetch_add(heeded.into(), Ordering::SeqCst);
             return false;
         };
         if sense.deferred && !sense.is(Key::NoSense) && !sense.is(Key::RecoveredError) {
@@ -79,11 +80,11 @@ impl Watch {
             self.incarnation.fetch_add(1, Ordering::SeqCst);
         }
         // A new session counts as such, whatever the unit tells a new initiator.
-        let another = adopted && may_be_another(sense);
+        let another = heeded && may_be_another(sense);
         if another {
             self.incarnation.fetch_add(1, Ordering::SeqCst);
         }
-        if adopted && sense.is(Key::UnitAttention) && sense.code == CAPACITY_DATA_HAS_CHANGED {
+        if heeded && sense.is(Key::UnitAttention) && sense.code == CAPACITY_DATA_HAS_CHANGED {
             self.look_again.notify_one();
         }
         another

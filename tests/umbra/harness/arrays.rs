@@ -9,6 +9,7 @@ use super::remotes::free_port;
 use super::{CANARY, COMMAND_LIMIT, Finished, MIB, Running, Scene, run};
 
 const TARGET: &str = "iqn.2003-01.org.array:vol1";
+const OTHER_TARGET: &str = "iqn.2003-01.org.other:vol1";
 /// LUN 0 of that server is its controller.
 const LUN: u16 = 1;
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -30,6 +31,7 @@ pub struct Array {
     file: PathBuf,
     folder: PathBuf,
     proof: Proof,
+    target: &'static str,
     /// Number of the target, of which that server makes the disk's name (NAA).
     number: u32,
     /// How often it was started: each time has its own socket, for a killed one leaves its behind.
@@ -48,6 +50,7 @@ impl Scene {
             file: self.store(),
             folder: self.path(""),
             proof,
+            target: TARGET,
             number: 1,
             starts: 0,
             process: None,
@@ -61,7 +64,7 @@ impl Scene {
 
 impl Array {
     pub fn url(&self) -> String {
-        self.url_of(TARGET, LUN)
+        self.url_of(self.target, LUN)
     }
 
     pub fn url_of(&self, target: &str, lun: u16) -> String {
@@ -71,6 +74,20 @@ impl Array {
     /// From the next start on it is another disk.
     pub fn change_identity(&mut self) {
         self.number += 1;
+    }
+
+    /// From the next start on it is another array, whose disks have the same names (NAA): it counts them alike.
+    pub fn change_array(&mut self) {
+        self.target = OTHER_TARGET;
+    }
+
+    /// What it asks of sessions, until its next start, by the keys of RFC 7143, 13.
+    #[track_caller]
+    pub fn negotiate(&self, parameters: &[(&str, &str)]) {
+        let tid = self.number.to_string();
+        for (name, value) in parameters {
+            self.tell(&["--op", "update", "--mode", "target", "--tid", &tid, "--name", name, "--value", value]);
+        }
     }
 
     /// Ends it with SIGKILL.
@@ -95,7 +112,7 @@ impl Array {
         self.process = Some(process);
         let (lun, file) = (LUN.to_string(), self.file.to_str().unwrap().to_owned());
         let tid = self.number.to_string();
-        self.tell(&["--op", "new", "--mode", "target", "--tid", &tid, "--targetname", TARGET]);
+        self.tell(&["--op", "new", "--mode", "target", "--tid", &tid, "--targetname", self.target]);
         self.tell(&["--op", "new", "--mode", "logicalunit", "--tid", &tid, "--lun", &lun, "--backing-store", &file]);
         self.tell(&[
             "--op",

@@ -68,7 +68,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             return Err(LinkError::Broken("a status before the last data"));
         }
         self.status(head.status_sn)?;
-        self.complete(head.task, head.status, None, Residual::new(head.flags, head.residual))
+        self.complete(head.task, head.status, None, Residual::new(head.flags, head.residual)?)
     }
 
     fn response(&mut self, head: ScsiResponse, data: &[u8]) -> Result<(), LinkError> {
@@ -79,7 +79,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             let lost = self.in_flight.remove(&head.task);
             return lost.map(drop).ok_or(LinkError::Broken("a response to no command"));
         }
-        self.complete(head.task, head.status, sense(data), Residual::new(head.flags, head.residual))
+        self.complete(head.task, head.status, sense(data), Residual::new(head.flags, head.residual)?)
     }
 
     fn complete(

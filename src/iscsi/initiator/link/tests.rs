@@ -74,7 +74,7 @@ const WINDOW: u32 = 32;
 
 fn start_with(parameters: Parameters, window: u32) -> Running {
     let watch = Watch::default();
-    watch.adopt();
+    watch.heed();
     start_watched(parameters, window, watch)
 }
 
@@ -445,6 +445,15 @@ async fn responses_that_cannot_be_end_the_link() {
     target.respond(3, Status::Good).await;
     broken(link, "a response to no command").await;
 
+    for flags in [residual::OVERFLOW | residual::UNDERFLOW, residual::UNDERFLOW | residual::OVERFLOW | FINAL] {
+        let Running { mut target, jobs, link, .. } = start();
+        let write = jobs.write(0, vec![1; 512]);
+        let task = target.command().await.0.task;
+        target.respond_with(ScsiResponse { flags, task, ..ScsiResponse::default() }, &[]).await;
+        broken(link, "a residual that is of too much and of too little").await;
+        lost(write).await;
+    }
+
     let Running { mut target, link, jobs: _jobs, .. } = start();
     target.command_sn = 5;
     let question = NopIn { flags: FINAL, task: NO_TAG, transfer: NO_TAG, expected_command_sn: 5, ..NopIn::default() };
@@ -503,7 +512,7 @@ async fn what_a_unit_tells_a_new_initiator_is_no_event() {
     target.respond(task, Status::Good).await;
     ready.await.unwrap().unwrap();
     assert!(disk.deferred_error.load(Ordering::SeqCst));
-    watch.adopt();
+    watch.heed();
     let write = jobs.write(0, vec![7; 512]);
     let task = target.command().await.0.task;
     target.check(task, 6, 0x2900).await;
