@@ -268,6 +268,7 @@ pub(super) async fn execute_exactly(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use parking_lot::Mutex;
 
     use super::*;
     use crate::disk;
@@ -310,8 +311,11 @@ mod tests {
         }
     }
 
-    /// Whoever sends it its commands answers them as written down, in this order.
-    struct Scripted(parking_lot::Mutex<std::vec::IntoIter<disk::Result<(Status, Option<u16>)>>>);
+    /// How a command ends, and with which code of NOT READY.
+    type Said = disk::Result<(Status, Option<u16>)>;
+
+    /// Answers commands as written down, in this order.
+    struct Scripted(Mutex<std::vec::IntoIter<Said>>);
 
     impl Submit for Scripted {
         fn submit(&self, job: Job) {
@@ -330,8 +334,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_change_that_the_unit_was_not_ready_for_may_have_been_made_in_part() {
-        let outcome = async |effect, answers: Vec<disk::Result<(Status, Option<u16>)>>| {
-            let to = Scripted(parking_lot::Mutex::new(answers.into_iter()));
+        let outcome = async |effect, answers: Vec<Said>| {
+            let to = Scripted(Mutex::new(answers.into_iter()));
             execute(&to, [0; 16], || Transfer::None, effect).await.map(drop).map_err(Failure::to_disk)
         };
         let allocating = || Ok((Status::CheckCondition, Some(0x0414)));
