@@ -16,21 +16,21 @@ const TIME_MAX: Duration = Duration::from_secs(5);
 /// would find whatever went wrong.
 const CANARIES: &[(Safeguard, Option<Trouble>, std::ops::Range<u64>)] = &[
     (Safeguard::RangeLock, None, 4..104),
-    (Safeguard::GapFreePrefix, None, 93..193),
-    (Safeguard::Barrier, None, 41..141),
-    (Safeguard::Fence, None, 5..105),
+    (Safeguard::GapFreePrefix, None, 242..342),
+    (Safeguard::Barrier, None, 53..153),
+    (Safeguard::Fence, None, 32..132),
     (Safeguard::ScanBelowLog, None, 5..105),
-    (Safeguard::ScanHoldsRange, None, 0..100),
+    (Safeguard::ScanHoldsRange, None, 90..190),
     (Safeguard::DistrustAfterLoss, None, 2..102),
-    (Safeguard::StaleAnswers, None, 41..141),
-    (Safeguard::DistrustAfterFailedFlush, None, 30..130),
-    (Safeguard::ForgottenCaches, None, 4..104),
+    (Safeguard::StaleAnswers, None, 452..552),
+    (Safeguard::DistrustAfterFailedFlush, None, 70..170),
+    (Safeguard::ForgottenCaches, None, 70..170),
     (Safeguard::FlushForwarded, None, 3..103),
     (Safeguard::OverflowEndsLogging, None, 45..145),
-    (Safeguard::HotBeforeWrite, None, 30..130),
-    (Safeguard::CoolAfterFlush, Some(Trouble::CrashedStore), 135..235),
-    (Safeguard::DivergedWhenCooled, Some(Trouble::DeadRemote), 10..110),
-    (Safeguard::Foretold, Some(Trouble::FailingMarks), 27..127),
+    (Safeguard::HotBeforeWrite, None, 312..412),
+    (Safeguard::CoolAfterFlush, Some(Trouble::CrashedStore), 330..430),
+    (Safeguard::DivergedWhenCooled, Some(Trouble::DeadRemote), 16..116),
+    (Safeguard::Foretold, Some(Trouble::FailingMarks), 34..134),
 ];
 
 /// Whether it says what is broken, and not only that a world does not come to rest.

@@ -279,7 +279,7 @@ fn a_stop_right_after_the_start_publishes_all_that_was_acknowledged() {
     let scene = Scene::new(64 * MIB);
     let gateway = scene.serve();
     let trace = Stamper::start(&Load { ops: 100, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish();
-    gateway.stop();
+    gateway.stop_on_the_way();
     // The copy may be one that the next start goes on with: then it is not offered yet.
     let mut gateway = scene.serve();
     gateway.settle();
@@ -305,11 +305,11 @@ fn a_first_copy_goes_on_after_a_stop_and_uploads_nothing_twice() {
         let status = gateway.wait_until("further", Duration::from_secs(60), |status| {
             status.is_settled() || status.0["uploaded"].as_u64().is_some_and(|bytes| bytes > 0)
         });
-        let done = status.is_settled();
-        gateway.stop();
-        if done {
+        if status.is_settled() {
+            gateway.stop();
             break;
         }
+        gateway.stop_on_the_way();
         stops += 1;
     }
     assert!(stops > 0, "the copy was never interrupted");

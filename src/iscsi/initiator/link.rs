@@ -55,8 +55,6 @@ const COMMAND_MAX: Duration = Duration::from_secs(120);
 const LEAVE_MAX: Duration = Duration::from_secs(20);
 /// Questions of the target's that wait for it to take our answers.
 const ANSWERS_MAX: usize = 1024;
-/// Task attribute (11.3.1.1): the target may order commands as it likes.
-const SIMPLE: u8 = 1;
 
 const _: () = assert!(SEND_BATCH < OUTBOX_MAX);
 const _: () = assert!(SILENCE_MAX.as_secs() * 2 < COMMAND_MAX.as_secs());
@@ -384,7 +382,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             Transfer::Out(data) => (command::WRITE, data.len() as u32),
         };
         let mut head = ScsiCommand {
-            flags: FINAL | direction | SIMPLE,
+            // The target may order commands as it likes.
+            flags: FINAL | direction | command::SIMPLE,
             lun: self.lun,
             task,
             expected,
