@@ -65,7 +65,11 @@ fn a_target_that_must_not_be_written_is_not_touched() {
 #[test]
 #[ignore = "loop devices and mounts need root"]
 fn a_target_on_a_full_disk_is_named_and_not_taken_for_finished() {
-    let scene = shadowed();
+    let scene = Scene::new(SIZE);
+    fs::write(scene.store(), crate::transparency::noise(SIZE, 5)).unwrap();
+    let mut gateway = scene.serve();
+    gateway.settle();
+    gateway.stop();
     let image = scene.path("small-disk");
     fs::File::create(&image).unwrap().set_len(16 * MIB).unwrap();
     let small = Filesystem::make(&image, &scene.path("small"), &["-m", "0"]);
