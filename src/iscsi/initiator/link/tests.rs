@@ -262,7 +262,7 @@ async fn answers_find_their_commands_in_whatever_order_they_come() {
     let (first, second) = (jobs.read(5, 1), jobs.read(9, 1));
     let (one, _) = target.command().await;
     let (two, _) = target.command().await;
-    assert_eq!((one.flags, one.expected), (FINAL | command::READ | SIMPLE, 512));
+    assert_eq!((one.flags, one.expected), (FINAL | command::READ | command::SIMPLE, 512));
     target.data_in(two.task, good(), &[two.cdb[9]; 512]).await;
     target.data_in(one.task, good(), &[one.cdb[9]; 512]).await;
     assert_eq!(first.await.unwrap().unwrap().data, vec![5; 512]);
