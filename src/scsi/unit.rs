@@ -35,6 +35,20 @@ pub struct UnitSettings {
     pub keep: Option<Arc<dyn Keep>>,
 }
 
+impl UnitSettings {
+    /// Of a unit that tests and fuzzing play with: nothing about it matters.
+    pub(crate) fn example(target: &str) -> Self {
+        Self {
+            name: "disk0".into(),
+            serial: "0123456789".into(),
+            id: [7; 16],
+            target: target.into(),
+            target_ports: 1,
+            keep: None,
+        }
+    }
+}
+
 /// Why a unit cannot be served: who may write to it is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {

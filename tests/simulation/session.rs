@@ -33,15 +33,7 @@ pub struct Network {
 
 impl Network {
     pub fn new(ground: Ground, volume: Volume) -> Self {
-        let settings = UnitSettings {
-            name: "disk0".into(),
-            serial: "0123456789".into(),
-            id: [7; 16],
-            target: TARGET.into(),
-            target_ports: 1,
-            keep: None,
-        };
-        let unit = Unit::new(Arc::new(volume), settings).expect("there is nothing to load");
+        let unit = Unit::new(Arc::new(volume), UnitSettings::example(TARGET)).expect("there is nothing to load");
         Self { ground, target: Target::new(TARGET.into(), unit), cut: Arc::default() }
     }
 

@@ -41,15 +41,22 @@ fn assert_newest_is_the_lun(scene: &Scene) {
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
 }
 
-#[test]
-fn a_lun_under_load_has_points_that_are_one_cut_each_and_the_newest_is_the_lun() {
-    let (scene, _array) = shadowed_lun(Proof::Nobody);
+/// Has clients write until there are so many points, and the gateway publish the rest.
+#[track_caller]
+fn shadow_under_load(scene: &Scene, points: u64) -> Trace {
     let mut gateway = scene.serve();
     let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
-    gateway.wait_for_points(4);
+    gateway.wait_for_points(points);
     let trace = stamper.stop();
     gateway.settle();
     gateway.stop();
+    trace
+}
+
+#[test]
+fn a_lun_under_load_has_points_that_are_one_cut_each_and_the_newest_is_the_lun() {
+    let (scene, _array) = shadowed_lun(Proof::Nobody);
+    let trace = shadow_under_load(&scene, 4);
     for point in sample(&scene.points(), 3) {
         assert_one_cut(&scene, &point.number.to_string(), &trace);
     }
@@ -63,12 +70,7 @@ fn an_array_that_asks_for_digests_and_takes_data_unasked_is_shadowed_alike() {
     for immediate_data in ["Yes", "No"] {
         let (scene, array) = shadowed_lun(Proof::Nobody);
         array.negotiate(&[&digests[..], &[("ImmediateData", immediate_data)]].concat());
-        let mut gateway = scene.serve();
-        let stamper = Stamper::start(&Load::MIXED, gateway.uri(), &scene.path(""));
-        gateway.wait_for_points(2);
-        let trace = stamper.stop();
-        gateway.settle();
-        gateway.stop();
+        let trace = shadow_under_load(&scene, 2);
         assert_held(&scene, &trace, 0);
         assert_one_cut(&scene, "latest", &trace);
         assert_newest_is_the_lun(&scene);

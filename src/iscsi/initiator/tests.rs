@@ -33,15 +33,7 @@ struct Running {
 }
 
 fn unit(disk: Arc<dyn Disk>) -> Unit {
-    let settings = UnitSettings {
-        name: "disk0".into(),
-        serial: "0123456789".into(),
-        id: [7; 16],
-        target: NAME.into(),
-        target_ports: 1,
-        keep: None,
-    };
-    Unit::new(disk, settings).unwrap()
+    Unit::new(disk, UnitSettings::example(NAME)).unwrap()
 }
 
 async fn serve(disk: Arc<dyn Disk>, chap: Option<Chap>) -> Running {

@@ -141,15 +141,7 @@ mod tests {
     const NAME: &str = "iqn.t:disk0";
 
     fn targets(portals: Vec<String>) -> Targets {
-        let settings = UnitSettings {
-            name: "disk0".into(),
-            serial: "0".into(),
-            id: [7; 16],
-            target: NAME.into(),
-            target_ports: 1,
-            keep: None,
-        };
-        let unit = Unit::new(Arc::new(MemoryDisk::new(1 << 20)), settings).unwrap();
+        let unit = Unit::new(Arc::new(MemoryDisk::new(1 << 20)), UnitSettings::example(NAME)).unwrap();
         Targets { all: [Target::new(NAME.into(), unit)].into(), portals }
     }
 

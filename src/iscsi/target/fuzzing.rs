@@ -68,16 +68,8 @@ fn clock() -> &'static Runtime {
 fn target() -> Arc<Target> {
     let able = MemoryDisk::new(MIB).geometry();
     let block = BlockSizes { maximum: TRANSFER_MAX, ..able.block };
-    let settings = UnitSettings {
-        name: "disk0".into(),
-        serial: "0123456789".into(),
-        id: [7; 16],
-        target: NAME.into(),
-        target_ports: 1,
-        keep: None,
-    };
     let disk = Arc::new(MemoryDisk::with_geometry(Geometry { block, ..able }));
-    Target::new(NAME.into(), Unit::new(disk, settings).expect("there is nothing to load"))
+    Target::new(NAME.into(), Unit::new(disk, UnitSettings::example(NAME)).expect("there is nothing to load"))
 }
 
 fn account(user: &str) -> Account {

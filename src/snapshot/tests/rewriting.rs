@@ -74,15 +74,7 @@ async fn hosts_that_compare_and_write_one_block_through_a_unit_never_both_win_an
     let world = World::new(SIZE);
     let gateway = world.start().await;
     gateway.settled().await;
-    let settings = UnitSettings {
-        name: "disk0".into(),
-        serial: "1".into(),
-        id: [1; 16],
-        target: "iqn.2026-11.example:disk0".into(),
-        target_ports: 1,
-        keep: None,
-    };
-    let unit = Unit::new(Arc::new(gateway.volume.clone()), settings).unwrap();
+    let unit = Unit::new(Arc::new(gateway.volume.clone()), UnitSettings::example("iqn.2026-11.example:disk0")).unwrap();
     let hosts = (0..HOSTS).map(|host| {
         let nexus = unit.attach(InitiatorPort { name: format!("iqn.h{host}"), isid: [host; 6], target_port: 1 });
         assert!(nexus.admit(0, &[0; 6]).is_err(), "told of its start");

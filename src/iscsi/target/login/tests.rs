@@ -9,15 +9,7 @@ use crate::scsi::{Unit, UnitSettings};
 const TARGET: &str = "iqn.2026-11.io.umbra:disk0";
 
 fn target() -> Arc<Target> {
-    let settings = UnitSettings {
-        name: "disk0".into(),
-        serial: "0".into(),
-        id: [7; 16],
-        target: TARGET.into(),
-        target_ports: 1,
-        keep: None,
-    };
-    Target::new(TARGET.into(), Unit::new(Arc::new(MemoryDisk::new(1 << 20)), settings).unwrap())
+    Target::new(TARGET.into(), Unit::new(Arc::new(MemoryDisk::new(1 << 20)), UnitSettings::example(TARGET)).unwrap())
 }
 
 fn find(target: &Arc<Target>) -> impl Fn(&str) -> Option<Arc<Target>> + Sync {

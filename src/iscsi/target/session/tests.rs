@@ -92,15 +92,7 @@ impl Stage {
             error: Mutex::new(None),
             incarnation: AtomicU64::new(0),
         });
-        let settings = UnitSettings {
-            name: "disk0".into(),
-            serial: "0".into(),
-            id: [7; 16],
-            target: "iqn.t:disk0".into(),
-            target_ports: 1,
-            keep: None,
-        };
-        let unit = Unit::new(disk.clone(), settings).unwrap();
+        let unit = Unit::new(disk.clone(), UnitSettings::example("iqn.t:disk0")).unwrap();
         Self { target: Target::new("iqn.t:disk0".into(), unit), disk, permits, begun }
     }
 
@@ -122,6 +114,13 @@ impl Stage {
         };
         let session = tokio::spawn(serve(opened, leaving, stopping));
         Initiator { stream: here, session, command_sn: 1, _leave: leave, stop }
+    }
+
+    /// One that may say whatever the keys allow, and was told of the unit's start.
+    async fn initiator(&self) -> Initiator {
+        let mut initiator = self.log_in("iqn.a", parameters());
+        initiator.hear_power_on().await;
+        initiator
     }
 
     async fn until_begun(&self, count: usize) {
@@ -225,8 +224,7 @@ fn parameters() -> Parameters {
 #[tokio::test]
 async fn an_aborted_write_is_answered_to_nobody_and_its_abort_when_it_has_ended() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.write(7, 0, 1, &[1; BLOCK]).await;
     stage.until_begun(1).await;
     initiator.manage(8, task_management::ABORT_TASK, 7).await;
@@ -278,8 +276,7 @@ async fn an_error_of_a_flush_that_its_initiator_is_not_told_is_told_by_the_next_
     for untold in [Untold::Lost, Untold::LostBefore, Untold::Aborted, Untold::Left] {
         let stage = Stage::new(1 << 20);
         stage.disk.owe(DiskError::Io(Errno::EIO));
-        let mut initiator = stage.log_in("iqn.a", parameters());
-        initiator.hear_power_on().await;
+        let mut initiator = stage.initiator().await;
         if untold == Untold::LostBefore {
             initiator.write(6, 0, 1, &[1; BLOCK]).await;
             stage.until_begun(1).await;
@@ -307,8 +304,7 @@ async fn an_error_of_a_flush_that_its_initiator_is_not_told_is_told_by_the_next_
         tokio::task::yield_now().await;
         stage.permits.add_permits(1);
         let _ = initiator.session.await.unwrap();
-        let mut next = stage.log_in("iqn.a", parameters());
-        next.hear_power_on().await;
+        let mut next = stage.initiator().await;
         stage.permits.add_permits(1);
         for (task, status) in [(1, Status::CheckCondition), (2, Status::Good)] {
             next.synchronize_cache(task).await;
@@ -320,8 +316,7 @@ async fn an_error_of_a_flush_that_its_initiator_is_not_told_is_told_by_the_next_
 #[tokio::test]
 async fn a_logout_is_answered_when_the_writes_of_the_session_have_ended() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.write(1, 0, 1, &[1; BLOCK]).await;
     stage.until_begun(1).await;
     let logout = LogoutRequest { reason: FINAL, task: 2, command_sn: initiator.command_sn, ..LogoutRequest::default() };
@@ -337,8 +332,7 @@ async fn a_logout_is_answered_when_the_writes_of_the_session_have_ended() {
 async fn what_waits_for_room_is_begun_when_there_is_some() {
     let stage = Stage::new(256 << 20);
     stage.permits.add_permits(100);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     // 24 MiB each.
     let blocks = 49_152u32;
     for task in 0..4 {
@@ -375,8 +369,7 @@ async fn what_waits_for_room_is_begun_when_there_is_some() {
 #[tokio::test]
 async fn a_window_that_was_told_is_never_taken_back() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     let mut told = window_from(1);
     for task in 0..100 {
         let cdb = [0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
@@ -397,8 +390,7 @@ async fn a_window_that_was_told_is_never_taken_back() {
 #[tokio::test]
 async fn data_out_of_order_ends_its_command_and_nothing_is_written() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.write(1, 0, 2, &[]).await;
     let asked = ReadyToTransfer::decode(&initiator.receive().await.0);
     let out = DataOut { flags: FINAL, task: 1, transfer: asked.transfer, data_sn: 27, ..DataOut::default() };
@@ -410,8 +402,7 @@ async fn data_out_of_order_ends_its_command_and_nothing_is_written() {
 #[tokio::test]
 async fn a_stop_asks_the_initiator_to_log_out_and_serves_it_until_then() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.stop.send_replace(true);
     let asked = AsyncMessage::decode(&initiator.receive().await.0);
     assert_eq!((asked.event, asked.task), (event::LOGOUT_REQUESTED, NO_TAG));
@@ -439,8 +430,7 @@ async fn a_silent_initiator_is_asked_whether_it_is_there_and_then_given_up() {
 #[tokio::test]
 async fn an_ordered_task_waits_for_the_older_ones_and_the_younger_ones_for_it() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     for (task, attribute) in [command::SIMPLE, command::UNTAGGED, command::ORDERED, command::SIMPLE, command::ORDERED]
         .into_iter()
         .enumerate()
@@ -466,8 +456,7 @@ async fn an_ordered_task_waits_for_the_older_ones_and_the_younger_ones_for_it() 
 #[tokio::test]
 async fn the_head_of_the_queue_waits_for_nobody_and_ordered_tasks_wait_for_it() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.write_as(command::SIMPLE, 0).await;
     initiator.write_as(command::ORDERED, 1).await;
     initiator.write_as(command::HEAD_OF_QUEUE, 2).await;
@@ -484,8 +473,7 @@ async fn the_head_of_the_queue_waits_for_nobody_and_ordered_tasks_wait_for_it() 
 #[tokio::test]
 async fn an_ordered_task_that_was_aborted_holds_up_nobody() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.write_as(command::SIMPLE, 0).await;
     initiator.write_as(command::ORDERED, 1).await;
     initiator.write_as(command::SIMPLE, 2).await;
@@ -501,8 +489,7 @@ async fn an_ordered_task_that_was_aborted_holds_up_nobody() {
 async fn an_older_task_whose_data_comes_late_is_not_held_up_by_those_that_wait_for_it() {
     let stage = Stage::new(1 << 20);
     stage.permits.add_permits(9);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.command(0, command::WRITE | command::SIMPLE, BLOCK as u32, WRITE_ONE, &[]).await;
     initiator.write_as(command::ORDERED, 1).await;
     initiator.write_as(command::SIMPLE, 2).await;
@@ -517,8 +504,7 @@ async fn an_older_task_whose_data_comes_late_is_not_held_up_by_those_that_wait_f
 #[tokio::test]
 async fn data_of_a_task_is_not_asked_for_before_its_turn() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.write_as(command::SIMPLE, 0).await;
     initiator.command(1, FINAL | command::WRITE | command::ORDERED, BLOCK as u32, WRITE_ONE, &[]).await;
     assert!(initiator.is_silent().await, "asked for what would take the room of older tasks");
@@ -541,8 +527,7 @@ async fn sense_code(initiator: &mut Initiator) -> u16 {
 #[tokio::test]
 async fn an_attribute_that_there_is_not_is_refused() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     for attribute in 4..8 {
         initiator.write_as(attribute, 1).await;
         assert_eq!(sense_code(&mut initiator).await, 0x4900, "attribute {attribute}");
@@ -553,8 +538,7 @@ async fn an_attribute_that_there_is_not_is_refused() {
 #[tokio::test]
 async fn a_write_that_says_it_reads_is_refused_and_a_read_that_says_nothing_overflows() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.command(1, FINAL | command::READ, BLOCK as u32, WRITE_ONE, &[]).await;
     assert_eq!(sense_code(&mut initiator).await, 0x0E03);
     assert_eq!(stage.begun.load(Ordering::SeqCst), 0);
@@ -568,8 +552,7 @@ async fn a_write_that_says_it_reads_is_refused_and_a_read_that_says_nothing_over
 #[tokio::test]
 async fn a_task_is_not_reassigned() {
     let stage = Stage::new(1 << 20);
-    let mut initiator = stage.log_in("iqn.a", parameters());
-    initiator.hear_power_on().await;
+    let mut initiator = stage.initiator().await;
     initiator.manage(1, task_management::TASK_REASSIGN, 7).await;
     assert_eq!(initiator.managed().await, (1, 4));
 }
