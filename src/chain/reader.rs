@@ -22,6 +22,8 @@ use crate::units::{EntryNumber, Timestamp};
 
 /// Gets of entries under way at the same time.
 const PARALLEL: usize = 32;
+/// How far behind an end a chain is looked for that goes on, as a power of two.
+const GAP_PROBES: u32 = 16;
 /// Entries kept, of 1–3 KiB each: a search by time reads fewer than 32.
 const KEPT: usize = 128;
 
@@ -170,6 +172,35 @@ impl ChainReader {
 
     /// The number of the newest entry; 0 while there is none. `hint` is an entry that was there before, or 0.
     pub async fn end(&self, hint: EntryNumber) -> Result<EntryNumber, ChainError> {
+        let mut end = self.gap_from(hint).await?;
+        while let Some(behind) = self.behind_gap(end).await? {
+            end = self.gap_from(behind).await?;
+        }
+        Ok(end)
+    }
+
+    /// An entry behind the gap that follows `end`, if there is one: nobody but who deletes objects makes any, and what
+    /// is left is not to be taken for the newest. A gap is passed over if at least as many entries follow it, and
+    /// always if it is of one entry.
+    async fn behind_gap(&self, end: EntryNumber) -> Result<Option<EntryNumber>, ChainError> {
+        let probes = (0..GAP_PROBES).filter_map(|power| end.0.checked_add(1 + (1 << power))).map(EntryNumber);
+        let found = stream::iter(probes)
+            .map(|number| async move {
+                let found = self.look(number).await?;
+                Ok(matches!(found, Some(Found::Entry { .. } | Found::Unreadable { .. })).then_some(number))
+            })
+            .buffered(PARALLEL);
+        let found: Result<Vec<_>, ChainError> =
+            found.try_filter_map(|number| async move { Ok(number) }).try_collect().await;
+        let found = found?;
+        if let Some(behind) = found.last() {
+            tracing::warn!(volume = %self.volume(), missing = %end.next(), %behind, "entries are missing from the chain");
+        }
+        Ok(found.last().copied())
+    }
+
+    /// The last number before the first that is missing behind `hint`, or behind one of those that it tries.
+    async fn gap_from(&self, hint: EntryNumber) -> Result<EntryNumber, ChainError> {
         let mut there = hint.0;
         if there > 0 && !self.reaches(hint).await? {
             there = 0;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
+use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 
@@ -73,6 +74,12 @@ impl World {
     async fn put(&self, volume: VolumeId, number: u64, bytes: impl Into<Bytes>) {
         let key = volume.entry_key(EntryNumber(number));
         assert_eq!(self.remote.put_new(&key, bytes.into()).await.unwrap(), PutOutcome::Created);
+    }
+
+    /// As somebody does who tidies the bucket up.
+    async fn remove(&self, volume: VolumeId, number: u64) {
+        let key = format!("umbra/{}", volume.entry_key(EntryNumber(number)));
+        self.store.delete(&Path::from(key)).await.unwrap();
     }
 
     async fn bytes(&self, volume: VolumeId, number: u64) -> Bytes {

@@ -14,11 +14,16 @@ use crate::units::{EntryNumber, Generation, Sequence, Timestamp, human_bytes};
 
 /// Entries that are in memory besides the rows.
 const BATCH: u64 = 1024;
+/// Numbers that a person is shown.
+const SHOWN_MAX: usize = 10;
 
 #[derive(Serialize)]
 struct Listing {
     volume: String,
     points: Vec<Row>,
+    /// Entries that are missing, or that this version cannot read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable: Vec<EntryNumber>,
 }
 
 #[derive(Serialize)]
@@ -39,7 +44,12 @@ pub async fn run(args: PointsArgs) -> Result<(), Failure> {
     match &args.volume {
         Some(name) => {
             let listing = list(&remote, name, args.all).await?;
-            if args.json { output::print_json(&listing) } else { output::print(&listing.table()) }
+            if args.json {
+                output::print_json(&listing)?
+            } else {
+                output::print(&listing.table())?
+            }
+            whole(&[listing])
         }
         None => {
             let names = volumes(&remote)
@@ -49,39 +59,68 @@ pub async fn run(args: PointsArgs) -> Result<(), Failure> {
             for name in &names {
                 listings.push(list(&remote, name, args.all).await?);
             }
-            if args.json {
-                return output::print_json(&listings);
-            }
             if listings.is_empty() {
                 output::announce(&format!("{remote} holds no volume"));
             }
-            let titled = listings.iter().map(|listing| format!("{}\n{}", listing.volume, listing.table()));
-            output::print(&titled.collect::<Vec<_>>().join("\n"))
+            if args.json {
+                output::print_json(&listings)?;
+            } else {
+                let titled = listings.iter().map(|listing| format!("{}\n{}", listing.volume, listing.table()));
+                output::print(&titled.collect::<Vec<_>>().join("\n"))?;
+            }
+            whole(&listings)
         }
     }
 }
 
-async fn list(remote: &Remote, name: &VolumeName, all: bool) -> Result<Listing, Failure> {
-    let points =
-        rows(remote, name, all).await.map_err(|error| chain_failure("list the points of", name.as_str(), &error))?;
-    Ok(Listing { volume: name.to_string(), points })
+/// Fails if there is what could not be listed.
+fn whole(listings: &[Listing]) -> Result<(), Failure> {
+    let Some(Listing { volume, unreadable, .. }) = listings.iter().find(|listing| !listing.unreadable.is_empty())
+    else {
+        return Ok(());
+    };
+    let shown: Vec<_> = unreadable.iter().take(SHOWN_MAX).map(EntryNumber::to_string).collect();
+    let more = if unreadable.len() > SHOWN_MAX { " and others" } else { "" };
+    let failure = Failure::new("list all points of", volume)
+        .why(format!("entries cannot be read: {}{more}", shown.join(", ")))
+        .remedy(
+            "each point that is listed can be restored; use a version of umbra as new as the gateway's, and check that \
+             nothing deletes objects in the bucket",
+        );
+    Err(failure)
 }
 
-async fn rows(remote: &Remote, name: &VolumeName, all: bool) -> Result<Vec<Row>, ChainError> {
+async fn list(remote: &Remote, name: &VolumeName, all: bool) -> Result<Listing, Failure> {
+    read(remote, name, all).await.map_err(|error| chain_failure("list the points of", name.as_str(), &error))
+}
+
+async fn read(remote: &Remote, name: &VolumeName, all: bool) -> Result<Listing, ChainError> {
     let chain = ChainReader::open(remote, name).await?;
     let newest = chain.end(EntryNumber(0)).await?.0;
     if newest > BATCH {
         output::announce(&format!("reading {newest} entries of {name}"));
     }
-    let mut rows = Vec::new();
-    let mut first = 1;
+    let mut listing = Listing { volume: name.to_string(), points: Vec::new(), unreadable: Vec::new() };
+    let (mut first, mut batch) = (1, BATCH);
     while first <= newest {
-        let last = newest.min(first + BATCH - 1);
-        let entries = chain.entries(first..=last).await?;
-        rows.extend(entries.iter().filter(|entry| all || is_offered(entry)).map(|entry| Row::of(entry)));
+        let last = newest.min(first + batch - 1);
+        let entries = match chain.entries(first..=last).await {
+            Ok(entries) => entries,
+            // Which of them it is: what can be listed is.
+            Err(ChainError::NoEntry { .. } | ChainError::Format { .. }) if first < last => {
+                batch = 1;
+                continue;
+            }
+            Err(ChainError::NoEntry { .. } | ChainError::Format { .. }) => {
+                listing.unreadable.push(EntryNumber(first));
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
+        listing.points.extend(entries.iter().filter(|entry| all || is_offered(entry)).map(|entry| Row::of(entry)));
         first = last + 1;
     }
-    Ok(rows)
+    Ok(listing)
 }
 
 impl Row {

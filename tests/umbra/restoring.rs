@@ -177,6 +177,26 @@ fn the_remote_suffices() {
 }
 
 #[test]
+fn an_entry_that_is_gone_is_named_and_hides_no_other_point() {
+    let scene = shadowed();
+    let list = ["points", "--remote", &scene.remote, "--volume", "disk0", "--all"];
+    let entries = |json: &str| -> Vec<u64> {
+        let listed: serde_json::Value = serde_json::from_str(json).unwrap();
+        listed["points"].as_array().unwrap().iter().map(|entry| entry["number"].as_u64().unwrap()).collect()
+    };
+    let before = entries(&scene.run(&[&list[..], &["--json"]].concat()).ok().stdout);
+    assert!(before.len() > 4, "{before:?}");
+    let id = fs::read_to_string(scene.path("remote/names/disk0")).unwrap();
+    fs::remove_file(scene.path(&format!("remote/{}/chain/{:020}", id.trim(), 3))).unwrap();
+    let said = scene.run(&list).expect_code(1);
+    assert!(said.stderr.contains("entries cannot be read: 3\n"), "{}", said.stderr);
+    assert_eq!(said.stdout.lines().count(), before.len(), "a title and all but one: {}", said.stdout);
+    let said = scene.run(&[&list[..], &["--json"]].concat()).expect_code(1);
+    assert_eq!(entries(&said.stdout), before.into_iter().filter(|number| *number != 3).collect::<Vec<_>>());
+    assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
 fn verify_names_the_ranges_of_a_store_that_differ() {
     let scene = shadowed();
     let same = scene.verify("latest", &["--against", "disk0.img"]).ok().json();

@@ -17,7 +17,6 @@ async fn a_store_that_denies_what_is_not_there_is_written_and_read() {
 
 // Reading.
 
-/// Fault test 30.
 #[tokio::test]
 async fn the_end_is_found_from_any_hint() {
     let world = World::new();
@@ -28,6 +27,28 @@ async fn the_end_is_found_from_any_hint() {
             assert_eq!(reader.end(EntryNumber(hint)).await.unwrap(), EntryNumber(end), "hint {hint}");
         }
         publish(&mut writer, end).await;
+    }
+}
+
+#[tokio::test]
+async fn entries_that_somebody_deleted_hide_none_behind_them() {
+    let world = World::new();
+    let mut writer = world.open(A).await;
+    for sequence in 1..40 {
+        publish(&mut writer, sequence).await;
+    }
+    let volume = writer.volume();
+    for (first, last) in [(39, 39), (8, 8), (16, 20), (1, 3), (30, 33)] {
+        for number in first..=last {
+            world.remove(volume, number).await;
+        }
+        let reader = world.reader().await;
+        for hint in [0, 1, first, last, 25, 40, 1000] {
+            assert_eq!(reader.end(EntryNumber(hint)).await.unwrap(), EntryNumber(40), "without {first} to {last}");
+        }
+        assert_eq!(reader.find(At::Latest).await.unwrap().entry.number, EntryNumber(40));
+        assert!(matches!(reader.find(At::Number(EntryNumber(first))).await, Err(ChainError::NoEntry { .. })));
+        assert_eq!(reader.find(At::Number(EntryNumber(10))).await.unwrap().entry.sequence, Sequence(9));
     }
 }
 
