@@ -131,6 +131,10 @@ impl Batch {
     pub fn last(&self) -> LogIndex {
         self.records.last().map_or(LogIndex(0), |record| record.index)
     }
+    /// Byte offset in the segment.
+    pub fn end(&self) -> u64 {
+        self.offset + self.bytes
+    }
     fn record(&self, index: LogIndex) -> Option<&Record> {
         self.records.get(usize::try_from(index.0.checked_sub(self.first().0)?).ok()?)
     }
@@ -429,7 +433,7 @@ impl Shared {
             self.pool.in_flight.fetch_sub(weight, Ordering::Relaxed);
             return Err(Full::Segments);
         };
-        let position = Position::new(segment.slot, batch.offset + batch.bytes);
+        let position = Position::new(segment.slot, batch.end());
         segment.last = record.index;
         batch.bytes += bytes;
         batch.weight += weight;

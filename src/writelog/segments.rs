@@ -11,6 +11,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,9 @@ pub(crate) trait SegmentIo: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Makes durable all that was written.
     fn sync(&self) -> io::Result<()>;
+    /// Has the disk begin to write `length` bytes from `offset` on, so that a sync has less to wait for. Promises
+    /// nothing: what fails is for the sync to tell.
+    fn begin_writeback(&self, _offset: u64, _length: u64) {}
 }
 
 /// All segments of a pool. Opening one again must not let an error of its writes be forgotten: a writer keeps what it
@@ -72,6 +76,12 @@ impl SegmentIo for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn begin_writeback(&self, offset: u64, length: u64) {
+        let (offset, length) = (offset as libc::off64_t, length as libc::off64_t);
+        // SAFETY: it takes numbers only, and the descriptor is open as long as the file is borrowed.
+        unsafe { libc::sync_file_range(self.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
     }
 }
 

@@ -27,10 +27,13 @@ use super::segments::SegmentIo;
 use super::{LogFailure, lock, recovery};
 use crate::disk::Errno;
 use crate::format::log::{RECORD_HEADER, RecordHeader, RecordPlace, SegmentHeader, crc32c};
-use crate::units::{LogIndex, SECTOR};
+use crate::units::{LogIndex, MIB, SECTOR};
 
 /// How long small records are gathered: a hundredth of a commit, so that it adds nothing to what a crash costs.
 const GATHER: Duration = Duration::from_millis(2);
+
+/// Of a segment the disk is given at once, bytes.
+const WRITEBACK: u64 = 4 * MIB;
 
 /// Starts the writer. `recovered` are segments of earlier epochs that may not be on the disk yet.
 pub(super) fn spawn(shared: Arc<Shared>, recovered: Vec<u32>) -> io::Result<()> {
@@ -195,7 +198,13 @@ impl Writer {
         }
         slices.push(IoSlice::new(headers));
         let written = self.shared.busy.during(|| segment.write_at(&mut slices, batch.offset));
-        written.map_err(|error| LogFailure::Write { slot, error: error.into() })
+        written.map_err(|error| LogFailure::Write { slot, error: error.into() })?;
+        // What is complete goes to the disk while more is written: then a sync waits for little.
+        let (from, to) = (batch.offset / WRITEBACK * WRITEBACK, batch.end() / WRITEBACK * WRITEBACK);
+        if from < to {
+            self.shared.busy.during(|| segment.begin_writeback(from, to - from));
+        }
+        Ok(())
     }
 
     /// Makes known that a batch stands in its segment, and gives up its memory.
