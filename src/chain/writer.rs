@@ -274,7 +274,6 @@ impl ChainWriter {
                 (Verdict::Mine, _) => return Ok(self.landed()),
                 (Verdict::Absent, _) | (_, None) => {}
                 (Verdict::Fenced(fence), _) => {
-                    tracing::error!(volume = %self.volume(), generation = %self.generation, ?fence, "fenced");
                     self.pending = None;
                     self.fence = Some(fence);
                     return Err(PublishError::Fenced(fence));

@@ -158,9 +158,11 @@ const THROTTLE: (Duration, Duration) = (Duration::from_millis(1), Duration::from
 /// Below, an epoch is over before its two puts are; above, more is lost with a site than asynchronous copying is for.
 const EPOCH: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Below, the store is read all the time; above, nobody waits for it.
-const SCRUB: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(365 * 24 * 3600));
-/// A year: catches a slipped unit.
-const MAX_AGE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+const SCRUB: (Duration, Duration) = (Duration::from_secs(3600), YEAR);
+/// Catches a slipped unit.
+const MAX_AGE_MAX: Duration = YEAR;
+/// 365.25 days, which is what the unit `year` of a duration means.
+const YEAR: Duration = Duration::from_secs(31_557_600);
 /// More requests than that gain nothing against any store.
 const PARALLEL: (u64, u64) = (1, 64);
 /// Below, a heartbeat point and the retry of a small pack take longer than an epoch.

@@ -174,7 +174,7 @@ pub struct Snapshot {
     /// Bytes per second that the first copy, or a comparison, reads of each store, or `unlimited` (default: as fast as
     /// the store and the uplink allow). Lower leaves the disk to the clients, and takes longer.
     pub scan_rate: Bytes,
-    /// Compare each store with its copy once in so long, 1h to 365d, spread evenly over it; or `never` (default). Finds
+    /// Compare each store with its copy once in so long, 1h to 1year, spread evenly over it; or `never` (default). Finds
     /// what was written past the gateway or read wrongly, reports and repairs it. Costs one reading of each store, 64 MiB
     /// of memory, and small requests for indexes: of a busy volume about a million a month, $0.4.
     pub scrub: Time,

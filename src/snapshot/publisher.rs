@@ -214,7 +214,10 @@ impl Publisher {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
                 }
-                Err(error) => return Err(End::Fenced(with_causes(&error))),
+                Err(error) => {
+                    let why = with_causes(&error);
+                    return Err(End::Fenced(format!("{why}; nothing is published until the gateway is started again")));
+                }
             }
         };
         report.reached();
