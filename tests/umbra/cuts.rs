@@ -248,10 +248,7 @@ fn a_volume_that_ends_inside_a_sector_is_copied_to_its_last_byte() {
 #[test]
 fn two_volumes_share_a_log_that_is_synced_with_their_flushes() {
     let mut scene = Scene::new(64 * MIB);
-    let mut second = scene.volumes[0].clone();
-    (second.name, second.store) = ("disk1".into(), "file:disk1.img".into());
-    scene.volumes.push(second);
-    scene.log_size = "512MiB";
+    scene.add_volume();
     scene.log_sync = "flush";
     let mut gateway = scene.serve();
     let load = Load { ops: 3000, flush: 10, fua: 10, ..Load::MIXED };
@@ -264,10 +261,7 @@ fn two_volumes_share_a_log_that_is_synced_with_their_flushes() {
     for point in sample(&scene.points(), 3) {
         assert_one_cut(&scene, &point.number.to_string(), &first);
     }
-    let target = scene.path("restored.img");
-    let to = target.to_str().unwrap();
-    scene.run(&["restore", "--remote", &scene.remote, "--volume", "disk1", "--to", to]).ok();
-    let image = fs::read(&target).unwrap();
+    let (image, _) = scene.restored_of("disk1", "latest");
     assert_same_image(&image, &fs::read(scene.path("disk1.img")).unwrap());
     judge(&second, &image).unwrap();
 }

@@ -5,9 +5,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Fio, Gateway, INTERRUPTED, Latency, Load, MIB, Memory, REMOTE_AWAY, Scene, Stamper, assert_same_image, extent,
+    Fio, Gateway, INTERRUPTED, Latency, Load, MIB, Memory, REMOTE_AWAY, Scene, Stamper, Status, assert_same_image,
+    extent,
 };
 use crate::s3::{Faults, Server};
+use crate::transparency::noise;
 
 /// What the gateway may use under any of this, for one volume.
 const MEMORY_MAX: u64 = 512 * MIB;
@@ -125,7 +127,15 @@ fn a_writer_that_is_faster_than_the_remote_overflows_the_log_and_not_the_memory(
     let server = Server::start(12);
     let mut scene = scene(&server, 256 * MIB);
     scene.more = "[upload]\nrate = \"16MiB/s\"\n".into();
-    let mut gateway = scene.serve().allow_each(&REMOTE_AWAY).allow(INTERRUPTED).patience(Duration::from_secs(180));
+    fs::write(scene.store(), noise(256 * MIB, 12)).unwrap();
+    let overtaken = "clients change what has been copied faster than it is uploaded";
+    let mut gateway = scene.serve().allow_each(&REMOTE_AWAY).allow_each(&[INTERRUPTED, overtaken]);
+    gateway = gateway.patience(Duration::from_secs(180));
+    // What has just been copied changes at such a rate that the copy would never end.
+    let copied = |status: &Status| status.0["scanned"].as_u64() >= Some(64 * MIB);
+    gateway.wait_until("copied in part", Duration::from_secs(60), copied);
+    Fio::unpaced(gateway.uri(), 64, 5).latencies();
+    gateway.wait_for_line(overtaken);
     gateway.settle();
     let mut fio = Fio::unpaced(gateway.uri(), 64, extent(10, 120));
     let during = memory_during(&gateway, &mut fio);

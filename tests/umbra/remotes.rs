@@ -4,7 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::cuts::{assert_one_cut, sample};
-use crate::harness::{Azurite, INTERRUPTED, Load, MIB, Moto, REMOTE_AWAY, Scene, Stamper, assert_same_image, program};
+use crate::harness::{
+    Azurite, INTERRUPTED, Load, MIB, Moto, REMOTE_AWAY, Scene, Stamper, Status, assert_same_image, program,
+};
 use crate::s3::{Faults, Policy, Server};
 
 /// Shadow a loaded disk, lose it, restore it at several points. Returns all that the gateway has printed.
@@ -159,4 +161,33 @@ fn a_full_log_fails_no_client_and_heals() {
     gateway.settle();
     gateway.stop();
     assert_same_image(&scene.restored("latest").0, &fs::read(scene.store()).unwrap());
+}
+
+#[test]
+fn volumes_whose_log_was_full_are_resynced_side_by_side() {
+    let server = Server::start(14);
+    let mut scene = Scene::new(64 * MIB);
+    scene.use_s3(&server.endpoint());
+    scene.add_volume();
+    // So that neither is over before the other begins.
+    scene.scan_rate = "8MiB/s";
+    let mut gateway = scene.serve().allow_each(&REMOTE_AWAY).allow(INTERRUPTED).patience(Duration::from_secs(60));
+    gateway.wait_until_both("settled", Status::is_settled);
+    server.set_faults(Faults { internal: 1, ..Faults::NONE });
+    let source = scene.path("source.img");
+    for round in 0..7 {
+        fs::write(&source, vec![round + 1; 64 * MIB as usize]).unwrap();
+        for volume in ["disk0", "disk1"] {
+            program("nbdcopy", &["--flush", source.to_str().unwrap(), gateway.uri_of(volume)]).ok();
+        }
+    }
+    gateway.wait_until_both("overflowed", |status| status.state() == "overflowed");
+    server.set_faults(Faults::NONE);
+    gateway.wait_until_both("resyncing at the same time", |status| status.state() == "resyncing");
+    gateway.wait_until_both("settled", Status::is_settled);
+    gateway.stop();
+    for volume in ["disk0", "disk1"] {
+        let store = fs::read(scene.path(&format!("{volume}.img"))).unwrap();
+        assert_same_image(&scene.restored_of(volume, "latest").0, &store);
+    }
 }

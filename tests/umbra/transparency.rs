@@ -65,10 +65,7 @@ fn nbdinfo_sees_the_flags_of_nbdkit_file() {
 #[test]
 fn the_list_of_exports_names_every_volume() {
     let mut scene = Scene::new(SIZE);
-    let mut second = scene.volumes[0].clone();
-    (second.name, second.store) = ("disk1".into(), "file:disk1.img".into());
-    scene.log_size = "512MiB";
-    scene.volumes.push(second);
+    scene.add_volume();
     let gateway = scene.serve();
     let listed = program("nbdinfo", &["--json", "--list", &format!("nbd://{}", gateway.address())]).ok().json();
     let mut names: Vec<_> =

@@ -146,7 +146,6 @@ async fn a_newer_program_fences_and_is_not_taken_for_noise() {
 
 // Outcomes that are not known.
 
-/// Fault test 10.
 /// Counterexample 19.
 #[tokio::test]
 async fn a_number_is_tried_with_one_content_only() {

@@ -49,6 +49,34 @@ async fn who_writes_faster_than_the_uplink_takes_it_is_delayed_while_the_log_fil
     gateway.settles_current(&world).await;
 }
 
+/// A store that is lost again and again, as behind a bad cable: each time all of its hot regions would be read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_is_interrupted_again_and_again_pauses_before_it_resyncs() {
+    let mut world = World::new(256 * MIB);
+    world.scan_rate = NonZeroU64::new(8 * MIB);
+    let gateway = world.start().await;
+    gateway.settled().await;
+    let end = tokio::time::Instant::now() + Duration::from_secs(5);
+    let mut resyncs = 0;
+    while tokio::time::Instant::now() < end {
+        if gateway.volume.state() == State::Resyncing {
+            resyncs += 1;
+        }
+        if gateway.volume.state() != State::Overflowed {
+            // Some seconds of work for a resync, which does not come to its end.
+            for region in (0..256 * MIB).step_by(16 * MIB as usize) {
+                gateway.volume.write(region, SplitMix64(region).bytes(4096), false).await.unwrap();
+            }
+            world.store.come_back();
+            assert!(gateway.volume.has_come_back());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Without pauses it is one for each look of the publisher's.
+    assert!((1..=3).contains(&resyncs), "{resyncs} resyncs in 5 s");
+    gateway.settles_current(&world).await;
+}
+
 /// Fault test 22.
 /// Counterexample 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

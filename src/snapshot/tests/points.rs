@@ -29,6 +29,36 @@ async fn a_volume_is_a_disk_like_the_one_beneath_it_and_its_copy_follows() {
     gateway.settles_current(&world).await;
 }
 
+/// On one thread, whose clock the test sets forward.
+/// Counterexample 22.
+#[tokio::test]
+async fn an_idle_volume_makes_an_empty_point_each_quarter_of_an_hour() {
+    async fn later(minutes: u64) {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(minutes * 60)).await;
+        tokio::time::resume();
+        // The publisher looks, and puts what it has to say.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let world = World::new(4 * MIB);
+    let gateway = world.start().await;
+    gateway.volume.write(0, SplitMix64(1).bytes(4096), false).await.unwrap();
+    gateway.settled().await;
+    later(0).await;
+    let before = world.newest_point().await;
+    later(14).await;
+    assert_eq!(world.newest_point().await.number, before.number, "nothing was to be said yet");
+    later(2).await;
+    let idle = world.newest_point().await;
+    assert_eq!((idle.number, idle.sequence), (before.number.next(), before.sequence));
+    assert!(idle.own.is_empty());
+    later(14).await;
+    assert_eq!(world.newest_point().await.number, idle.number);
+    later(2).await;
+    assert_eq!(world.newest_point().await.number, idle.number.next());
+    gateway.leave().await.expect("a clean stop");
+}
+
 /// Fault test 37.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_slice_is_the_volume_after_a_prefix_of_the_writes() {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::remotes::free_port;
-use super::{CANARY, COMMAND_LIMIT, Finished, MIB, Running, Scene, run};
+use super::{CANARY, COMMAND_LIMIT, Finished, MIB, Running, Scene, python, run};
 
 const TARGET: &str = "iqn.2003-01.org.array:vol1";
 const OTHER_TARGET: &str = "iqn.2003-01.org.other:vol1";
@@ -88,6 +88,15 @@ impl Array {
         for (name, value) in parameters {
             self.tell(&["--op", "update", "--mode", "target", "--tid", &tid, "--name", name, "--value", value]);
         }
+    }
+
+    /// Another host resets the logical unit.
+    #[track_caller]
+    pub fn be_reset(&self) {
+        let mut command = python("initiator.py");
+        command.args(["--portal", &format!("127.0.0.1:{}", self.port), "--target", self.target]);
+        command.args(["--lun", &LUN.to_string(), "--name", "iqn.2020-02.org.example:other", "--isid", "800000000007"]);
+        run(command.arg("reset"), START_LIMIT).ok();
     }
 
     /// Ends it with SIGKILL.

@@ -137,15 +137,32 @@ impl<'s> Gateway<'s> {
     /// Waits until disk0's status is as wanted.
     #[track_caller]
     pub fn wait_until(&mut self, what: &str, limit: Duration, wanted: impl Fn(&Status) -> bool) -> Status {
+        self.wait_until_each(&["disk0"], what, limit, wanted).swap_remove(0)
+    }
+
+    /// Waits until the status of both volumes is as wanted at the same time.
+    #[track_caller]
+    pub fn wait_until_both(&mut self, what: &str, wanted: impl Fn(&Status) -> bool) {
+        self.wait_until_each(&["disk0", "disk1"], what, Duration::from_secs(60), wanted);
+    }
+
+    #[track_caller]
+    fn wait_until_each(
+        &mut self,
+        volumes: &[&str],
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Vec<Status> {
         let end = Instant::now() + limit + self.patience;
         loop {
             assert!(self.process.is_running(), "the gateway has ended\n{}", self.process.said());
-            let status = self.status();
-            if wanted(&status) {
-                return status;
+            let found: Vec<_> = volumes.iter().map(|volume| self.status_of(volume)).collect();
+            if found.iter().all(&wanted) {
+                return found;
             }
             if Instant::now() > end {
-                panic!("not {what} within {limit:?}: {}\n{}", status.0, self.process.said());
+                panic!("not {what} within {limit:?}: {found:?}\n{}", self.process.said());
             }
             thread::sleep(Duration::from_millis(100));
         }

@@ -96,6 +96,13 @@ impl Scene {
         }
     }
 
+    /// A second volume like the first, `disk1` on the file `disk1.img`, and room for it in the log.
+    pub fn add_volume(&mut self) {
+        let (name, store) = ("disk1".into(), "file:disk1.img".into());
+        self.volumes.push(Volume { name, store, ..self.volumes[0].clone() });
+        self.log_size = "512MiB";
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -196,16 +203,26 @@ impl Scene {
     /// `umbra restore --json` of disk0 with more options.
     #[track_caller]
     pub fn restore(&self, at: &str, to: &str, more: &[&str]) -> Finished {
-        let fixed = ["restore", "--remote", &self.remote, "--volume", "disk0", "--at", at, "--to", to, "--json"];
+        self.restore_of("disk0", at, to, more)
+    }
+
+    #[track_caller]
+    fn restore_of(&self, volume: &str, at: &str, to: &str, more: &[&str]) -> Finished {
+        let fixed = ["restore", "--remote", &self.remote, "--volume", volume, "--at", at, "--to", to, "--json"];
         self.run(&[&fixed, more].concat())
     }
 
     /// Restores a point of disk0 and returns the image and what the command said.
     #[track_caller]
     pub fn restored(&self, at: &str) -> (Vec<u8>, Value) {
+        self.restored_of("disk0", at)
+    }
+
+    #[track_caller]
+    pub fn restored_of(&self, volume: &str, at: &str) -> (Vec<u8>, Value) {
         let target = self.path(&format!("restored-{}.img", at.replace(':', "-")));
         let _ = fs::remove_file(&target);
-        let said = self.restore(at, target.to_str().unwrap(), &[]).ok().json();
+        let said = self.restore_of(volume, at, target.to_str().unwrap(), &[]).ok().json();
         let image = fs::read(&target).unwrap();
         fs::remove_file(&target).unwrap();
         (image, said)
