@@ -3,6 +3,7 @@
 
     initiator.py --portal HOST:PORT --target NAME --lun N --name NAME --isid HEX send CDB[:OUT[:IN]] ...
     initiator.py … count LBA TIMES
+    initiator.py … reset
 
 `send` sends commands one after the other and prints a line of JSON for the answer to each: status, sense, data. CDB and
 OUT (what is written) are hexadecimal, IN is how many bytes are read.
@@ -10,6 +11,8 @@ OUT (what is written) are hexadecimal, IN is how many bytes are read.
 `count` adds one to the number in a block, so many times, as hosts do that share a disk: it reads the block, and has it
 compared with what was read and replaced by the next number (COMPARE AND WRITE); where another was faster, again. It
 prints how often that was.
+
+`reset` resets the logical unit, and with it what other hosts have under way there.
 
 Sections are RFC 7143's.
 """
@@ -22,8 +25,10 @@ import struct
 BLOCK = 512
 BURST_MAX = 65536  # of what is sent without being asked: FirstBurstLength by default
 FINAL = 0x80
-NOP_OUT, COMMAND, LOGIN, DATA_OUT, LOGOUT = 0x00, 0x01, 0x03, 0x05, 0x06
-NOP_IN, RESPONSE, LOGIN_RESPONSE, DATA_IN, LOGOUT_RESPONSE, R2T = 0x20, 0x21, 0x23, 0x25, 0x26, 0x31
+NOP_OUT, COMMAND, TASK_MANAGEMENT, LOGIN, DATA_OUT, LOGOUT = 0x00, 0x01, 0x02, 0x03, 0x05, 0x06
+NOP_IN, RESPONSE, TASK_MANAGED, LOGIN_RESPONSE = 0x20, 0x21, 0x22, 0x23
+DATA_IN, LOGOUT_RESPONSE, R2T = 0x25, 0x26, 0x31
+LUN_RESET = 5
 GOOD, CHECK_CONDITION = 0x00, 0x02
 MISCOMPARE = 0x0E
 UNIT_ATTENTION = 0x06
@@ -86,6 +91,18 @@ class Initiator:
         if opcode != LOGIN_RESPONSE or status or head[1] & 0x83 != FINAL | 3:
             raise SystemExit(f"the login is answered with {opcode:#x}, status {status:#06x}, {data}")
         self.expected = int.from_bytes(head[24:28], "big") + 1
+
+    def reset(self):
+        """11.5"""
+        head = bytearray(48)
+        head[0:2] = bytes([TASK_MANAGEMENT | 0x40, FINAL | LUN_RESET])
+        head[8:16] = self.lun
+        head[16:32] = struct.pack(">IIII", self.task + 1, 0xFFFFFFFF, self.number, self.expected)
+        self.send(head)
+        opcode, head, _ = self.next()
+        if opcode != TASK_MANAGED or head[2]:
+            raise SystemExit(f"the reset is answered with {opcode:#x}, response {head[2]:#x}")
+        self.expected += 1
 
     def logout(self):
         head = bytearray(48)
@@ -177,6 +194,7 @@ def main():
     parser.add_argument("--lun", type=int, default=0)
     kinds = parser.add_subparsers(dest="kind", required=True)
     kinds.add_parser("send").add_argument("commands", nargs="+")
+    kinds.add_parser("reset")
     counting = kinds.add_parser("count")
     counting.add_argument("lba", type=int)
     counting.add_argument("times", type=int)
@@ -184,6 +202,8 @@ def main():
     initiator = Initiator(args)
     if args.kind == "send":
         send(initiator, args.commands)
+    elif args.kind == "reset":
+        initiator.reset()
     else:
         count(initiator, args.lba, args.times)
     initiator.logout()

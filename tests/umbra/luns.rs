@@ -134,15 +134,14 @@ fn a_chain_of_initiators_and_targets_outlives_kills_of_the_gateway_in_it() {
     assert_newest_is_the_lun(&scene);
 }
 
-/// Fault test 13. Counterexample 32.
-#[test]
-fn an_array_that_dies_under_load_and_comes_back_is_shadowed_again() {
+/// Clients write; the array does that to the store; what is published then is right, and goes on to be.
+#[track_caller]
+fn shadow_through_a_loss(lose: impl FnOnce(&mut Array)) {
     let (scene, mut array) = shadowed_lun(Proof::Nobody);
     let mut gateway = scene.serve().allow_each(&AWAY);
     let stamper = Stamper::start(&Load { rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path(""));
     gateway.wait_for_points(2);
-    array.kill();
-    array.start();
+    lose(&mut array);
     let mut trace = stamper.ended_with_the_store();
     gateway.wait_for_line("the store came back after a loss");
     gateway.settle();
@@ -156,6 +155,21 @@ fn an_array_that_dies_under_load_and_comes_back_is_shadowed_again() {
         assert_one_cut(&scene, &point.number.to_string(), &trace);
     }
     assert_newest_is_the_lun(&scene);
+}
+
+/// Fault test 13. Counterexample 32.
+#[test]
+fn an_array_that_dies_under_load_and_comes_back_is_shadowed_again() {
+    shadow_through_a_loss(|array| {
+        array.kill();
+        array.start();
+    });
+}
+
+/// Commands in flight end then without an answer, and nobody knows how far they came.
+#[test]
+fn a_lun_that_another_host_resets_under_load_is_shadowed_again() {
+    shadow_through_a_loss(|array| array.be_reset());
 }
 
 /// A scene with the secrets of both sides in files, and `chap` in the volume's section.
