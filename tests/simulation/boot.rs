@@ -8,13 +8,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::bucket::Bucket;
-use super::ground::{Ground, broken, note};
+use super::ground::{Ground, broken, note, once_in};
 use super::log_device::LogDevice;
 use super::marks_device::MarksDevice;
 use super::store::Store;
 use crate::chain::Opening;
 use crate::clock::Clock;
 use crate::disk::Disk;
+use crate::format::log::LogOp;
 use crate::format::names::VolumeName;
 use crate::format::{InstanceId, VolumeId};
 use crate::remote::faulty::FaultyStore;
@@ -57,6 +58,8 @@ pub struct Settings {
     /// An old connection to the store is over within.
     pub quarantine: Option<Duration>,
     pub hot_max: u64,
+    /// The most that a change is delayed when the log is full.
+    pub throttle: Option<Duration>,
     pub marks_fail: MarksFail,
 }
 
@@ -76,6 +79,8 @@ pub struct Kept {
 
 pub struct Gateway {
     pub volume: Volume,
+    /// The log held something.
+    pub replays: bool,
     pub report: Arc<Report>,
     pub stop: watch::Sender<bool>,
     pub publisher: JoinHandle<Option<Left>>,
@@ -123,11 +128,27 @@ impl Devices {
         }
     }
 
-    /// Opens the log and looks at what the last epoch left in it: a gap-free part, with all that was synced.
-    fn open_log(&self, kept: &Kept, opened: Opened) -> Pool {
+    fn pool(&self, opened: Opened) -> Pool {
         let limits = (self.settings.in_flight, self.settings.commit_every);
         let (segments, keeper) = (Box::new(self.log.clone()), Box::new(self.log.clone()));
-        let pool = Pool::simulated(opened, segments, keeper, self.log.segment_size, self.log.slots, limits);
+        Pool::simulated(opened, segments, keeper, self.log.segment_size, self.log.slots, limits)
+    }
+
+    /// Whether the next boot hears from the log that marks of this heartbeat may be wrong.
+    pub fn log_tells(&self, heartbeat: u64) -> bool {
+        let Some(opened) = self.log.peek() else { return false };
+        let mut highest = 0;
+        self.pool(opened).recover(VOLUME, |_, header| {
+            if header.op == LogOp::Heartbeat {
+                highest = highest.max(header.offset);
+            }
+        });
+        self.log.look().doubted || highest >= heartbeat
+    }
+
+    /// Opens the log and looks at what the last epoch left in it: a gap-free part, with all that was synced.
+    fn open_log(&self, kept: &Kept, opened: Opened) -> Pool {
+        let pool = self.pool(opened);
         let mut indices = Vec::new();
         let recovered = pool.recover(VOLUME, |_, header| indices.push(header.index));
         note!(self.ground, "log: recovered {}..{} {:?}", recovered.first, recovered.next, recovered.ended);
@@ -143,18 +164,42 @@ impl Devices {
         pool
     }
 
-    /// A gateway as it comes up after whatever happened to the one before.
-    pub fn boot(&self, kept: &Kept) -> Gateway {
+    /// Reads the marks, and notes in them what is to be known of the log before that is opened.
+    fn find(&self, kept: &Kept) -> Found {
         let size = self.store.geometry().size;
         let mut found = Found::read("disk0", VOLUME, size, self.marks.io()).expect("marks can be written");
         if kept.uncovered {
             found.distrust().expect("marks can be written");
         }
         found.log_found(self.log.look()).expect("marks can be written");
+        found
+    }
+
+    /// A start that is killed in its course, wherever that is.
+    pub fn start_in_vain(&self, kept: &mut Kept) {
+        let found = self.find(kept);
+        if once_in(2) {
+            note!(self.ground, "gateway: killed before the log is opened");
+            return self.marks.abandoned();
+        }
+        self.marks.rests();
+        let opened = self.log.open();
+        if opened.created {
+            kept.synced = None;
+        }
+        let pool = self.open_log(kept, opened);
+        let _ = found.start(&pool, opened, kept.left.is_some()).expect("marks can be written");
+        note!(self.ground, "gateway: killed when the log is open");
+        self.marks.abandoned();
+    }
+
+    /// A gateway as it comes up after whatever happened to the one before.
+    pub fn boot(&self, kept: &Kept) -> Gateway {
+        let found = self.find(kept);
         let opened = self.log.open();
         let pool = self.open_log(kept, opened);
         let start = found.start(&pool, opened, kept.left.is_some()).expect("marks can be written");
-        // Nobody is killed while it starts.
+        // From here on, what is killed is a gateway that serves.
         self.log.rests();
         self.marks.rests();
         let (records, hot) = (start.replay.descriptors.len(), start.hot.len());
@@ -172,8 +217,8 @@ impl Devices {
             },
             quarantine: self.settings.quarantine,
             hot_max: self.settings.hot_max,
+            throttle: self.settings.throttle,
             marks_fail: self.settings.marks_fail,
-            ..volume::Settings::default()
         };
         let expected = Expected {
             entry: kept.left.map(|left| left.entry),
@@ -202,7 +247,7 @@ impl Devices {
             }),
         };
         let publisher = tokio::spawn(publisher::run(parts, stopping));
-        Gateway { volume, report, stop, publisher, opened, _pool: pool }
+        Gateway { volume, replays: records > 0, report, stop, publisher, opened, _pool: pool }
     }
 }
 

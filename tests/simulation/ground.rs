@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::disk::Errno;
 use crate::random::seeded;
 
 /// Calls that are remembered of a world that is replayed, up to the first broken promise.
@@ -22,6 +23,11 @@ pub fn below(end: u64) -> u64 {
 /// True once in so many.
 pub fn once_in(times: u64) -> bool {
     below(times) == 0
+}
+
+/// What a disk says that fails, or on which no room is left.
+pub fn failure() -> Errno {
+    if once_in(3) { Errno::ENOSPC } else { Errno::EIO }
 }
 
 pub fn millis(end: u64) -> Duration {

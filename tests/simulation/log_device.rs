@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::ground::{Ground, below, lock, note, once_in};
+use super::ground::{Ground, below, failure, lock, note, once_in};
 use super::medium::Medium;
 use crate::format::log::LogId;
 use crate::random::seeded;
@@ -114,6 +114,13 @@ impl LogDevice {
         lock(&self.state).was_faulty
     }
 
+    /// The log as the next boot will find it, if it goes on with it. Changes nothing.
+    pub fn peek(&self) -> Option<Opened> {
+        let state = lock(&self.state);
+        let goes_on = !state.failed && state.epoch > 0;
+        goes_on.then(|| Opened { created: false, log: LogId([state.log; 16]), epoch: state.epoch + 1 })
+    }
+
     /// What was done so far is over.
     pub fn rests(&self) {
         lock(&self.state).busy_until = Some(0);
@@ -189,7 +196,7 @@ struct Segment {
 }
 
 fn failed() -> io::Error {
-    io::Error::from_raw_os_error(libc::EIO)
+    io::Error::from_raw_os_error(failure().0)
 }
 
 impl State {

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use super::ground::{Ground, below, lock, note, once_in};
+use super::ground::{Ground, below, failure, lock, note, once_in};
 use super::medium::Medium;
 use crate::marks::MarksIo;
 use crate::random::seeded;
@@ -101,7 +101,7 @@ impl MarksDevice {
 }
 
 fn failed() -> io::Error {
-    io::Error::from_raw_os_error(libc::EIO)
+    io::Error::from_raw_os_error(failure().0)
 }
 
 impl MarksIo for MarksDevice {

@@ -2,7 +2,7 @@
 //! time. A seed decides everything, so that a world that breaks a promise can be lived through again, call by call.
 //!
 //! ```text
-//!  clients ──► Volume ──► store       volatile cache, subsets and tearing, EIO, loss of the connection, crashes
+//!  clients ──► Volume ──► store       volatile cache, subsets and tearing, EIO, ENOSPC, loss of the connection, crashes
 //!                │  ├───► log device  the same, and hanging, full
 //!                │  └───► marks       the same
 //!                └─publisher──► bucket  errors, lost answers, late puts, silence
@@ -11,8 +11,10 @@
 //!
 //! In some worlds the arrow from clients to volume is a session of iSCSI, both sides of it ours, whose connections break.
 //!
+//! A gateway is killed at any time, while it starts as well, and power may fail then.
+//!
 //! `tests/simulate` runs as many worlds as wanted, and replays one. What is not simulated: the kernel, sockets, more
-//! than one volume, real time.
+//! than one volume, a store that grows, real time.
 
 mod boot;
 mod bucket;

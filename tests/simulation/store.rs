@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::ground::{Ground, below, broken, lock, note, once_in};
+use super::ground::{Ground, below, broken, failure, lock, note, once_in};
 use super::pages::{Pages, sector_span};
 use crate::disk::{Disk, DiskError, Errno, Extent, Geometry, Identity, Pending, Result, ZeroMode};
 use crate::units::{KIB, SECTOR, Span};
@@ -354,8 +354,9 @@ impl Store {
                 state.settle(&self.ground);
                 // What it changed nevertheless stands in the cache, and a flush covers it like anything else there.
                 state.complete(id, false, &self.ground);
-                state.answered(kind, span, Err(EIO), 0, None);
-                return Pending::ready(Err(EIO));
+                let failed = Err(DiskError::Io(failure()));
+                state.answered(kind, span, failed, 0, None);
+                return Pending::ready(failed);
             }
             let takes = self.takes().as_millis() as u64;
             if takes == 0 {

@@ -177,6 +177,7 @@ impl World {
             generation: Duration::from_millis(100 + below(if cooling { 200 } else { 1500 })),
             quarantine: once_in(3).then_some(Duration::from_millis(4000)),
             hot_max: if cooling { 0 } else { below(4) },
+            throttle: once_in(4).then(|| millis(100)),
             // What is refused so is refused there, too, but not by the same name.
             marks_fail: if once_in(4) && !through_session { MarksFail::Refuse } else { MarksFail::Forward },
         };
@@ -232,7 +233,8 @@ impl World {
         };
         let settles = last || end == End::Clean || once_in(if self.shape == Shape::Cooling { 6 } else { 3 });
         let loses_log = self.shape == Shape::Cooling && end != End::Clean && once_in(3);
-        let kept = runtime.block_on(async {
+        let kept = self.start_in_vain(kept);
+        let (kept, heartbeat) = runtime.block_on(async {
             self.ground.begin_life();
             let kept = self.lead(kept, settles, end == End::Clean, loses_log).await;
             self.devices.log.abandoned();
@@ -242,13 +244,10 @@ impl World {
         });
         drop(runtime);
         note!(self.ground, "world: {end:?}");
-        let Devices { store, log, marks, bucket, .. } = &*self.devices;
         if end == End::PowerCut {
-            store.power_cut(self.keep_one_in);
-            log.power_cut(self.keep_one_in);
-            marks.power_cut(self.keep_one_in);
-            self.clients.forget();
+            self.cut_power();
         }
+        let Devices { store, log, marks, bucket, .. } = &*self.devices;
         store.abandoned();
         bucket.abandoned();
         store.heal();
@@ -264,19 +263,48 @@ impl World {
             marks.rot();
         }
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-        runtime.block_on(self.oracle.check(&self.devices));
+        let uncovered = runtime.block_on(async {
+            self.oracle.check(&self.devices).await;
+            self.is_uncovered(heartbeat).await
+        });
         // What a power cut left is not what a clean stop was about.
         let left = kept.left.filter(|_| end == End::Clean);
         let synced = kept.synced.filter(|_| !log_rots);
-        Kept { left, synced, ..kept }
+        Kept { left, synced, uncovered, ..kept }
     }
 
-    /// From boot to end.
-    async fn lead(&mut self, kept: Kept, settles: bool, clean: bool, loses_log: bool) -> Kept {
+    /// Starts that come to nothing, in some lives, before the one that does.
+    fn start_in_vain(&self, mut kept: Kept) -> Kept {
+        while once_in(4) {
+            // What it leaves behind of tasks ends with it.
+            let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+            runtime.block_on(async {
+                self.ground.begin_life();
+                self.devices.start_in_vain(&mut kept);
+                self.ground.end_life(millis(1000));
+            });
+            drop(runtime);
+            if once_in(3) {
+                self.cut_power();
+            }
+        }
+        kept
+    }
+
+    fn cut_power(&self) {
+        let Devices { store, log, marks, .. } = &*self.devices;
+        store.power_cut(self.keep_one_in);
+        log.power_cut(self.keep_one_in);
+        marks.power_cut(self.keep_one_in);
+        self.clients.forget();
+    }
+
+    /// From boot to end; also what was the heartbeat at the end, if the marks may have been wrong then.
+    async fn lead(&mut self, kept: Kept, settles: bool, clean: bool, loses_log: bool) -> (Kept, Option<u64>) {
         let devices = self.devices.clone();
         let gateway = devices.boot(&kept);
-        // Behind a clean stop the log begins anew; what it had before may go.
-        let before = kept.left.map_or(LogIndex(0), |_| gateway.volume.log().appended());
+        // Where nothing is replayed the log begins anew; what it had before may go.
+        let before = if gateway.replays { LogIndex(0) } else { gateway.volume.log().appended() };
         let mut clients = JoinSet::new();
         let (disk, breaking): (Arc<dyn Disk>, _) = match self.access {
             Access::Directly => (Arc::new(gateway.volume.clone()), None),
@@ -315,17 +343,20 @@ impl World {
         if loses_log {
             devices.log.lose();
         }
-        let uncovered = self.is_uncovered(&gateway.volume).await;
+        let (heartbeat, ahead) = gateway.volume.heartbeat();
+        let doubtful = (ahead || gateway.volume.state() == State::Untracked).then_some(heartbeat);
         let left = if settles && clean { gateway.leave(&devices.store).await } else { None };
-        Kept { left, volume, take_over, synced, uncovered }
+        (Kept { left, volume, take_over, synced, uncovered: false }, doubtful)
     }
 
-    /// Whether the marks may be wrong, and neither the log nor the remote can tell: the one case in which a crash may
-    /// cost what is not known.
-    async fn is_uncovered(&self, volume: &Volume) -> bool {
-        let (heartbeat, ahead) = volume.heartbeat();
-        let told = || async { self.oracle.heartbeat(&self.devices).await >= heartbeat };
-        let uncovered = (ahead || volume.state() == State::Untracked) && self.devices.log.was_faulty() && !told().await;
+    /// Whether the marks may be wrong, and neither the log, which has failed, nor the remote can tell: the one case in
+    /// which a crash may cost what is not known.
+    async fn is_uncovered(&self, doubtful: Option<u64>) -> bool {
+        let Some(heartbeat) = doubtful else { return false };
+        let log = &self.devices.log;
+        let uncovered = log.was_faulty()
+            && !self.devices.log_tells(heartbeat)
+            && self.oracle.heartbeat(&self.devices).await < heartbeat;
         if uncovered {
             note!(self.ground, "world: marks, log and remote failed at once");
         }
