@@ -308,12 +308,18 @@ impl Seat {
 
     fn begin(&self, command: Command, data: Bytes, changing: Option<OwnedRwLockReadGuard<()>>) -> Pending<Answer> {
         let (core, format) = (&self.core, self.core.format());
-        // What was reserved since it was admitted counts too.
+        // What was reserved or protected since it was admitted counts too.
         let aborted = command.aborts != self.port.aborts.load(SeqCst);
         if aborted && command.row.changes() || !core.allows(&self.port, command.access()) {
             return Pending::ready(Ok(Answer::conflict()));
         }
-        let task = Task { disk: core.disk.clone(), shape: core.shape(), format, _changing: changing };
+        let shape = core.shape();
+        if command.row.changes()
+            && let Some(protection) = core.write_protection(&shape)
+        {
+            return Pending::ready(Ok(Answer::check(protection, format)));
+        }
+        let task = Task { disk: core.disk.clone(), shape, format, _changing: changing };
         match command.kind() {
             Kind::Read => blocks::read(task, &command),
             Kind::Write => blocks::write(task, &command, data),

@@ -65,6 +65,17 @@ async fn a_change_of_the_mode_is_told_to_the_others_and_only_a_change() {
 }
 
 #[tokio::test]
+async fn what_was_admitted_before_the_unit_was_protected_does_not_write_after_it() {
+    let (unit, first) = memory();
+    let second = nexus(&unit, 2);
+    let admitted = first.admit(0, &write(0, 1)).unwrap();
+    assert_eq!(select(&second, 0, 0x08).await.status, Status::Good);
+    let answer = first.execute(admitted, filled(9, 1).into()).await.unwrap();
+    assert_eq!(answer.sense.map(|sense| sense.code), Some(0x2702));
+    assert_eq!(good(&second, &read(0, 1), &[]).await, filled(0, 1));
+}
+
+#[tokio::test]
 async fn what_is_not_changeable_stays() {
     let (_unit, nexus) = memory();
     for page in [0x08, 0x0A, 0x3F] {
