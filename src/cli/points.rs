@@ -106,9 +106,9 @@ async fn read(remote: &Remote, name: &VolumeName, all: bool) -> Result<Listing, 
         let last = newest.min(first + batch - 1);
         let entries = match chain.entries(first..=last).await {
             Ok(entries) => entries,
-            // Which of them it is: what can be listed is.
+            // Which of them it is: what can be listed is, and still many at a time.
             Err(ChainError::NoEntry { .. } | ChainError::Format { .. }) if first < last => {
-                batch = 1;
+                batch = (last - first).div_ceil(2);
                 continue;
             }
             Err(ChainError::NoEntry { .. } | ChainError::Format { .. }) => {
@@ -118,7 +118,7 @@ async fn read(remote: &Remote, name: &VolumeName, all: bool) -> Result<Listing, 
             Err(error) => return Err(error),
         };
         listing.points.extend(entries.iter().filter(|entry| all || is_offered(entry)).map(|entry| Row::of(entry)));
-        first = last + 1;
+        (first, batch) = (last + 1, (batch * 2).min(BATCH));
     }
     Ok(listing)
 }
