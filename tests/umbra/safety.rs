@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::harness::{Gateway, Load, MIB, Scene, Stamper};
+use crate::harness::{Gateway, Load, MIB, Scene, Stamper, program};
 
 /// Inodes of the sockets that a process holds.
 fn sockets_of(pid: u32) -> BTreeSet<String> {
@@ -70,21 +70,12 @@ fn nothing_listens_but_what_the_configuration_names() {
 
 #[test]
 fn a_unix_socket_alone_opens_no_port() {
-    let scene = Scene::new(64 * MIB);
-    let toml = scene.toml().replace("\"127.0.0.1:0\"", "[\"unix:clients.sock\"]");
-    fs::write(scene.config(), toml).unwrap();
-    let config = scene.config();
-    let mut process = crate::harness::Running::start(
-        &mut scene.umbra(&["serve", config.to_str().unwrap(), "--log", "json"]),
-        std::process::Stdio::null(),
-    );
-    process
-        .wait_for_line("`ready`", crate::harness::COMMAND_LIMIT, |line| line.starts_with("ready disk0 ").then_some(()));
-    let uri = format!("nbd+unix:///disk0?socket={}", scene.path("clients.sock").display());
-    crate::harness::program("nbdinfo", &[&uri]).ok();
-    assert_eq!(internet_listeners(process.pid()), [""; 0]);
-    process.signal(rustix::process::Signal::INT);
-    process.finish(crate::harness::COMMAND_LIMIT).ok();
+    let mut scene = Scene::new(64 * MIB);
+    scene.nbd = "unix:clients.sock";
+    let gateway = scene.serve();
+    program("nbdinfo", &[gateway.uri()]).ok();
+    assert_eq!(internet_listeners(gateway.pid()), [""; 0]);
+    gateway.interrupt();
     assert!(!scene.path("clients.sock").exists(), "the socket was left behind");
 }
 

@@ -200,15 +200,27 @@ impl<'s> Gateway<'s> {
     /// Stops it as an operator would who waits until everything is copied, but not for what was written last.
     #[track_caller]
     pub fn stop(mut self) {
+        self.until_copied();
+        self.stop_with(Signal::TERM, &[0]);
+    }
+
+    /// As [`Self::stop`], by Ctrl-C.
+    #[track_caller]
+    pub fn interrupt(mut self) {
+        self.until_copied();
+        self.stop_with(Signal::INT, &[0]);
+    }
+
+    #[track_caller]
+    fn until_copied(&mut self) {
         self.wait_until("copied", STOP_LIMIT, |status| status.0["scanned"] == status.0["total"]);
-        self.stop_with(&[0]);
     }
 
     /// Stops one that is fenced, or whose store has failed a flush.
     #[track_caller]
     pub fn stop_unfinished(mut self) {
         self.allowed.push("is known to be in a recovery point; the next start reads again what may be missing");
-        self.stop_with(&[1]);
+        self.stop_with(Signal::TERM, &[1]);
     }
 
     /// Stops one that may not have copied everything by then; whether it says that it has.
@@ -216,15 +228,15 @@ impl<'s> Gateway<'s> {
     pub fn stop_on_the_way(mut self) -> bool {
         self.allowed.push("is known to be in a recovery point; the next start reads again what may be missing");
         self.allowed.push("not everything was compared or copied; the next start goes on with it");
-        self.stop_with(&[0, 1]) == 0
+        self.stop_with(Signal::TERM, &[0, 1]) == 0
     }
 
     #[track_caller]
-    fn stop_with(mut self, codes: &[i32]) -> i32 {
-        self.process.signal(Signal::TERM);
+    fn stop_with(mut self, signal: Signal, codes: &[i32]) -> i32 {
+        self.process.signal(signal);
         let status = self.process.wait(STOP_LIMIT + self.patience);
         let code = status.code().filter(|code| codes.contains(code));
-        let code = code.unwrap_or_else(|| panic!("after SIGTERM: {status}\n{}", self.process.said()));
+        let code = code.unwrap_or_else(|| panic!("after {signal:?}: {status}\n{}", self.process.said()));
         self.judge();
         code
     }

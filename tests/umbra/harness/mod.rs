@@ -56,6 +56,8 @@ pub struct Scene {
     /// Folder in the scene's, with a slash at its end, where state and store lie; empty: the scene's own.
     place: &'static str,
     pub volumes: Vec<Volume>,
+    /// Where it listens for NBD.
+    pub nbd: &'static str,
     /// Port of iSCSI, at both of [`PORTALS`]; none: nothing listens for it.
     pub portal: Option<u16>,
     pub remote: String,
@@ -85,6 +87,7 @@ impl Scene {
             place: "",
             dir: tempfile::Builder::new().prefix("umbra-test-").tempdir().unwrap(),
             volumes: vec![Volume { name: "disk0".into(), store, create: Some(size) }],
+            nbd: "127.0.0.1:0",
             portal: None,
             remote: "file:remote".into(),
             epoch: "1s",
@@ -135,9 +138,9 @@ impl Scene {
         let portals = self.portal.map(|port| PORTALS.map(|host| format!("{host}:{port}")));
         let portals = portals.map_or(String::new(), |portals| format!("iscsi = {portals:?}\n"));
         let mut text = format!(
-            "state = \"{}state\"\n[listen]\nnbd = \"127.0.0.1:0\"\n{portals}[remote]\nurl = \"{}\"\n[log]\nsize = \"{}\"\n\
+            "state = \"{}state\"\n[listen]\nnbd = \"{}\"\n{portals}[remote]\nurl = \"{}\"\n[log]\nsize = \"{}\"\n\
              sync = \"{}\"\n[snapshot]\nepoch = \"{}\"\n",
-            self.place, self.remote, self.log_size, self.log_sync, self.epoch
+            self.place, self.nbd, self.remote, self.log_size, self.log_sync, self.epoch
         );
         if !self.scan_rate.is_empty() {
             text += &format!("scan_rate = \"{}\"\n", self.scan_rate);
