@@ -37,6 +37,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::body::Body;
 use super::codec::{FormatError, Part, Reader, Result, Writer, within};
 use super::keys::{Keys, MAC_LENGTH, Mac, MacKind};
 use super::{ObjectHash, ObjectRef, VolumeId};
@@ -475,7 +476,7 @@ impl<R: Record> IndexWriter<R> {
     }
 
     /// Puts the index behind `data`, which makes the object.
-    pub(super) fn finish(mut self, data: Vec<u8>, table: &[u8]) -> (Bytes, ObjectRef) {
+    pub(super) fn finish(mut self, mut data: Body, table: &[u8]) -> (Bytes, ObjectRef) {
         self.close_page();
         let mut directory = Writer::new();
         let mut before = 0;
@@ -500,15 +501,13 @@ impl<R: Record> IndexWriter<R> {
             table_mac: self.keys.mac(R::KIND.table().1, table),
             directory_mac: self.keys.mac(R::KIND.directory().1, directory.as_bytes()),
         };
-        let mut object = data;
-        object.reserve_exact((footer.length - pages_at) as usize);
-        object.extend_from_slice(&self.pages);
-        object.extend_from_slice(table);
-        object.extend_from_slice(directory.as_bytes());
-        object.extend_from_slice(&footer.encode(&self.keys));
-        let (generation, number, length) = (self.generation, self.number, object.len() as u64);
-        let reference = ObjectRef { generation, number, length, hash: ObjectHash::of(&object) };
-        (object.into(), reference)
+        data.extend(&self.pages);
+        data.extend(table);
+        data.extend(directory.as_bytes());
+        data.extend(&footer.encode(&self.keys));
+        let (bytes, hash) = data.finish();
+        let (generation, number, length) = (self.generation, self.number, bytes.len() as u64);
+        (bytes, ObjectRef { generation, number, length, hash })
     }
 }
 

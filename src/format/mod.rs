@@ -12,6 +12,7 @@
 //!                     /chain/<number>                what a recovery point is          [`entry`]
 //! ```
 
+mod body;
 pub mod codec;
 pub mod entry;
 pub mod index;

@@ -25,6 +25,7 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 
+use super::body::Body;
 use super::codec::{FormatError, Part, Reader, Result, Writer, within};
 use super::index::{self, Coverage, Footer, IndexWriter, Kind, Record};
 use super::keys::Keys;
@@ -202,7 +203,7 @@ fn check(record: &PackRecord) -> Result<()> {
 /// Makes a pack out of records in order. Holds the object, and nothing besides it that grows.
 pub struct PackBuilder {
     keys: Keys,
-    data: Vec<u8>,
+    data: Body,
     index: IndexWriter<PackRecord>,
     compressor: Option<zstd::bulk::Compressor<'static>>,
     scratch: Box<[u8; BLOCK as usize]>,
@@ -212,7 +213,7 @@ impl PackBuilder {
     pub fn new(keys: &Keys, generation: Generation, number: u64) -> Self {
         Self {
             keys: keys.clone(),
-            data: Vec::new(),
+            data: Body::default(),
             index: IndexWriter::new(keys, generation, number),
             // Without a compressor (no memory for one) everything is stored raw.
             compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL).ok(),
@@ -241,9 +242,9 @@ impl PackBuilder {
             Some(length) => {
                 let encoding = Encoding::Zstd;
                 record.content = PackContent::Data(Stored { length: length as u32, encoding, ..stored });
-                self.data.extend_from_slice(&self.scratch[..length]);
+                self.data.extend(&self.scratch[..length]);
             }
-            None => self.data.extend_from_slice(bytes),
+            None => self.data.extend(bytes),
         }
         self.index.push(&record);
         Ok(())

@@ -24,6 +24,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use super::body::Body;
 use super::codec::{FormatError, Part, Reader, Result, Writer, within};
 use super::index::{self, Coverage, Footer, Head, IndexWriter, Kind, Record};
 use super::keys::Keys;
@@ -210,7 +211,7 @@ impl RunBuilder {
 
     pub fn finish(mut self) -> Result<(Bytes, ObjectRef)> {
         self.close_record()?;
-        Ok(self.index.finish(Vec::new(), self.table.as_bytes()))
+        Ok(self.index.finish(Body::default(), self.table.as_bytes()))
     }
 }
 
