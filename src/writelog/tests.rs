@@ -3,6 +3,7 @@
 mod damage;
 mod failures;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,6 +137,24 @@ fn a_segment_begins_with_a_synced_header() {
         assert!(matches!(record, Call::Write { offset: FIRST_RECORD, .. }), "{record:?}");
     }
     assert!(begun > 4);
+}
+
+#[test]
+fn no_page_is_written_in_part_that_was_not_written_before() {
+    let disk = SimulatedDisk::blank(4, SIZE);
+    let log = begin(&disk, LIMITS);
+    let mut written = BTreeMap::new();
+    for index in 1..20 {
+        append_all(&log, index..=index, 512 * (index as usize % 3 + 1), 1);
+        settle(&log, index);
+    }
+    for call in &disk.state().calls {
+        let &Call::Write { slot, offset, length } = call else { continue };
+        let before = written.insert(slot, offset + length).unwrap_or_default();
+        assert!(offset % 4096 == 0 || offset < before, "it begins a page in part: {call:?}");
+        assert!((offset + length) % 4096 == 0 || offset + length == SIZE, "it ends a page in part: {call:?}");
+    }
+    assert!(written.len() > 1);
 }
 
 #[test]

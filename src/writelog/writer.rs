@@ -27,7 +27,7 @@ use super::segments::SegmentIo;
 use super::{LogFailure, lock, recovery};
 use crate::disk::Errno;
 use crate::format::log::{RECORD_HEADER, RecordHeader, RecordPlace, SegmentHeader, crc32c};
-use crate::units::{LogIndex, MIB, SECTOR};
+use crate::units::{KIB, LogIndex, MIB, SECTOR};
 
 /// How long small records are gathered: a hundredth of a commit, so that it adds nothing to what a crash costs.
 const GATHER: Duration = Duration::from_millis(2);
@@ -197,6 +197,7 @@ impl Writer {
             }
         }
         slices.push(IoSlice::new(headers));
+        slices.push(IoSlice::new(rest_of_page(batch.end(), self.shared.pool.segment_size)));
         let written = self.shared.busy.during(|| segment.write_at(&mut slices, batch.offset));
         written.map_err(|error| LogFailure::Write { slot, error: error.into() })?;
         // What is complete goes to the disk while more is written: then a sync waits for little.
@@ -459,6 +460,15 @@ fn encode_headers(batch: &Batch, headers: &mut Vec<u8>) {
 fn padding(payload: &[u8]) -> &'static [u8] {
     static ZEROES: [u8; SECTOR as usize] = [0; SECTOR as usize];
     &ZEROES[..(padded(payload.len()) - payload.len() as u64) as usize]
+}
+
+/// The zeroes that fill the page in which a batch ends; the next batch takes their place. The kernel reads a page that
+/// is written in part and not cached, as those of a segment are that was written last an hour ago, and the read would
+/// wait behind all that is written back.
+fn rest_of_page(end: u64, segment: u64) -> &'static [u8] {
+    const PAGE: u64 = 4 * KIB;
+    static ZEROES: [u8; PAGE as usize] = [0; PAGE as usize];
+    &ZEROES[..(end.next_multiple_of(PAGE).min(segment) - end) as usize]
 }
 
 /// CRC-32C of a payload with its padding.
