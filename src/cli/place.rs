@@ -14,6 +14,7 @@ use crate::iscsi::initiator::{Url, UrlError};
 use crate::nbd::{NbdDisk, Uri};
 use crate::restore::progress::Progress;
 use crate::restore::target::{Content, Target, TargetError, survey};
+use crate::units::BLOCK;
 
 /// Where a disk is found.
 #[derive(Clone, Debug)]
@@ -69,9 +70,7 @@ impl Place {
         let (disk, file) = match self {
             Self::File(path) => {
                 let made = std::fs::metadata(path).map_or(true, |found| found.is_file() && found.len() == 0);
-                let options = Options { create: Some(size), ..Options::default() };
-                let disk = FileDisk::open(path, options).map_err(|error| cannot_open(self, &error))?;
-                let disk = Arc::new(disk);
+                let disk = Arc::new(open_file(path, size).map_err(|error| cannot_open(self, &error))?);
                 if made {
                     return Target::new(disk, size, true, progress).map_err(|error| refused(self, &error));
                 }
@@ -107,6 +106,19 @@ impl Place {
         }
         Target::new(disk, size, blank, progress).map_err(|error| refused(self, &error))
     }
+}
+
+/// What is restored is read again by others, if at all, and would drive from the page cache what they need. So it is
+/// passed by, where the filesystem lets it and the size allows it.
+fn open_file(path: &Path, size: u64) -> Result<FileDisk, OpenError> {
+    let buffered = Options { create: Some(size), ..Options::default() };
+    if size.is_multiple_of(BLOCK) {
+        match FileDisk::open(path, Options { direct: true, ..buffered }) {
+            Err(OpenError::NoDirect { .. } | OpenError::Ragged { .. }) => {}
+            opened => return opened,
+        }
+    }
+    FileDisk::open(path, buffered)
 }
 
 /// Makes a file of nothing but a hole. `FileDisk` holds its lock meanwhile.
