@@ -1,4 +1,12 @@
 //! Blocking work, out of the way of those who do not block.
+//!
+//! What takes the processor for long (hashes, compression, copies of whole packs) and has no client waiting for it is
+//! *unhurried*: where processors are short, its threads get a tenth of what a thread gets that serves clients. It holds
+//! no lock for long that a client's request takes.
+
+use std::sync::OnceLock;
+
+use tokio::runtime::{Builder, Handle, Runtime};
 
 /// The call panicked, or the runtime ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +26,31 @@ pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'stat
         return Ok(returned);
     }
     tokio::task::spawn_blocking(call).await.map_err(|_| Died)
+}
+
+/// As [`blocking`], for what is unhurried.
+pub async fn unhurried<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, Died> {
+    // A virtual clock stands still for the threads of its own runtime only.
+    if cfg!(test) {
+        return blocking(call).await;
+    }
+    match patient() {
+        Some(patient) => patient.spawn_blocking(call).await.map_err(|_| Died),
+        None => blocking(call).await,
+    }
+}
+
+/// A runtime that only lends its threads for blocking calls.
+fn patient() -> Option<&'static Handle> {
+    /// A tenth of the usual weight (sched(7)): enough to go on when clients take all they can get.
+    const NICE: i32 = 10;
+    static PATIENT: OnceLock<Option<Runtime>> = OnceLock::new();
+    let nice = || {
+        // On Linux, of the calling thread. One that may not be nice is like others.
+        let _ = rustix::process::setpriority_process(None, NICE);
+    };
+    let start = || Builder::new_current_thread().thread_name("umbra-patient").on_thread_start(nice).build().ok();
+    PATIENT.get_or_init(start).as_ref().map(Runtime::handle)
 }
 
 /// Polls to the end, without a runtime: for what is fuzzed. Whoever waits without having been woken would wait for ever,

@@ -29,6 +29,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, PutMode, PutOptions, PutPayload};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
 use crate::task;
@@ -245,7 +246,11 @@ impl Remote {
         let begun = Instant::now();
         let allowance = up.allowance(limits.answer, length);
         let (path, options) = (self.path(key), PutOptions::from(PutMode::Create));
-        let outcome = match timeout(allowance, store.put_opts(&path, PutPayload::from(body), options)).await {
+        let put = {
+            let store = store.clone();
+            async move { store.put_opts(&path, PutPayload::from(body), options).await }
+        };
+        let outcome = match timeout(allowance, self.copied(length, put)).await {
             Ok(Ok(_)) => PutOutcome::Created,
             Ok(Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })) => {
                 PutOutcome::Exists
@@ -260,6 +265,21 @@ impl Remote {
         stats.puts.fetch_add(1, Relaxed);
         stats.bytes_up.fetch_add(length, Relaxed);
         Ok(outcome)
+    }
+
+    /// The outcome of a put of so many bytes. Into a folder, the processor has to copy them.
+    async fn copied<T: Send + 'static>(
+        &self,
+        length: u64,
+        put: impl Future<Output = object_store::Result<T>> + Send + 'static,
+    ) -> object_store::Result<T> {
+        if self.0.folder.is_none() || length < MIB {
+            return put.await;
+        }
+        match task::unhurried(move || Handle::current().block_on(put)).await {
+            Ok(outcome) => outcome,
+            Err(died) => Err(object_store::Error::Generic { store: "file", source: Box::new(died) }),
+        }
     }
 
     async fn head_once(&self, key: &str) -> Result<(), RemoteError> {

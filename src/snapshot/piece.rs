@@ -71,7 +71,7 @@ pub async fn compare(copy: &Resolver, report: &Report, seen: Seen, size: u64) ->
     }
     let held = answered(report, || copy.resolve(first, count)).await?;
     let keys = copy.keys().clone();
-    let looked = task::blocking(move || suspects(&keys, &seen, size, &held)).await;
+    let looked = task::unhurried(move || suspects(&keys, &seen, size, &held)).await;
     let (mut tally, suspects) = looked.expect("comparing does not panic");
     for Suspect { block, mask, local, fragments } in suspects {
         let confirmed = answered(report, || confirmed(copy, &local, &fragments, mask)).await;

@@ -509,7 +509,7 @@ impl Publisher {
         }
         let ends: Vec<LogIndex> = slices.iter().map(|slice| slice.cut.index).collect();
         let (keys, log, generation) = (self.keys.clone(), self.volume.log().clone(), self.numbers.generation());
-        let assembling = task::blocking(move || {
+        let assembling = task::unhurried(move || {
             let mut assembler = Assembler::new(&keys, generation, log, first, descriptors, &ends);
             let empty = assembler.is_empty();
             (assembler, empty)
@@ -519,7 +519,7 @@ impl Publisher {
         while !empty {
             let room = self.uploader.room(Purpose::Log).await;
             let number = self.numbers.next();
-            let building = task::blocking(move || {
+            let building = task::unhurried(move || {
                 let pack = assembler.next_pack(number);
                 let empty = assembler.is_empty();
                 (assembler, empty, pack)

@@ -273,7 +273,7 @@ impl Scan {
         let count = span.end.div_ceil(BLOCK) - first.0;
         let held = retry(&self.report, || self.base.resolve(first, count)).await;
         let keys = self.keys.clone();
-        let compared = task::blocking(move || compare(&keys, span, &parts, held.as_deref()));
+        let compared = task::unhurried(move || compare(&keys, span, &parts, held.as_deref()));
         match compared.await {
             Ok(found) => self.put(found).await,
             Err(error) => self.lose(&error),
@@ -299,7 +299,7 @@ impl Scan {
                 (PackBuilder::new(&self.keys, self.numbers.generation(), self.numbers.next()), room)
             }
         };
-        let filled = task::blocking(move || {
+        let filled = task::unhurried(move || {
             let pushed = found.into_iter().try_for_each(|found| found.push(&mut pack));
             (pack, pushed)
         });

@@ -183,3 +183,30 @@ fn systemd_is_told_when_the_exports_are_ready() {
     gateway.settle();
     gateway.stop();
 }
+
+/// Names of threads and how nice they are.
+fn threads_of(pid: u32) -> Vec<(String, i32)> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads
+        .filter_map(|thread| {
+            // proc(5): the name is in brackets; the nice value is the 17th word behind it.
+            let stat = fs::read_to_string(thread.unwrap().path().join("stat")).ok()?;
+            let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+            Some((name.to_owned(), rest.split_whitespace().nth(16)?.parse().unwrap()))
+        })
+        .collect()
+}
+
+#[test]
+fn what_no_client_waits_for_is_done_by_threads_that_let_others_go_first() {
+    let scene = Scene::new(64 * MIB);
+    fs::write(scene.store(), crate::transparency::noise(64 * MIB, 5)).unwrap();
+    let mut gateway = scene.serve();
+    gateway.settle();
+    let threads = threads_of(gateway.pid());
+    let usual = threads_of(std::process::id())[0].1;
+    let (patient, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|(name, _)| name == "umbra-patient");
+    assert!(!patient.is_empty() && patient.iter().all(|(_, nice)| *nice == 10), "{patient:?}");
+    assert!(others.iter().all(|(_, nice)| *nice == usual), "{others:?}");
+    gateway.stop();
+}
