@@ -52,8 +52,8 @@ fn prefer_huge_pages(bytes: &mut Vec<u8>) {
     let (start, length) = (room.as_mut_ptr(), room.len());
     let skipped = start.align_offset(page);
     let Some(length) = length.checked_sub(skipped) else { return };
-    // SAFETY: the pages that begin in the range are the buffer's (of the last it may have a part), and the advice
-    // changes no byte of them. Where it is refused, they stay small.
+    // SAFETY: the range is whole pages of the buffer's room, and the advice changes no byte of them. Where it is
+    // refused, they stay small.
     let _ = unsafe {
         rustix::mm::madvise(start.wrapping_add(skipped).cast(), length / page * page, rustix::mm::Advice::LinuxHugepage)
     };

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use crate::cuts::assert_one_cut;
-use crate::harness::{Filesystem, Load, MIB, Scene, Stamper, assert_same_image, program};
+use crate::harness::{Filesystem, INTERRUPTED, Load, MIB, Scene, Stamper, assert_same_image, program};
 use crate::s3::Server;
 use crate::trace::Trace;
 use crate::untracked::{AFTERWARDS, LOG, MARKS};
@@ -88,15 +88,17 @@ fn a_log_that_may_not_be_written_fails_no_client_and_makes_no_wrong_point() {
     let load = Load { ops: 2000, rate: 0, ..Load::MIXED };
     let mut trace = Stamper::start(&load, gateway.uri(), &scene.path("")).finish();
     gateway.settle();
-    // Under load, when all is hot: a mark that has to be written first fails before the log does, and then nothing is
-    // logged any more.
-    let stamper = Stamper::start(&Load { ops: 4000, rate: 2000, ..load }, gateway.uri(), &scene.path(""));
+    // Under load, when all is hot: else a mark would be written first, and fail, and nothing be logged any more.
+    let stamper = Stamper::start(&Load { ops: 10_000, rate: 2000, ..load }, gateway.uri(), &scene.path(""));
     std::thread::sleep(Duration::from_millis(500));
+    gateway.wait_until("hot all over", Duration::from_secs(30), |status| status.0["hot"] == status.0["size"]);
     let limit = "--fsize=4096";
     program("prlimit", &["--pid", &gateway.pid().to_string(), limit]).ok();
     trace.append(stamper.finish());
+    gateway.wait_for_line(INTERRUPTED);
     trace.append(Stamper::start(&load, gateway.uri(), &scene.path("")).finish());
-    gateway.wait_until("interrupted", Duration::from_secs(60), |status| status.state() != "shadowing");
+    let status = gateway.status();
+    assert!(status.state() != "shadowing", "{status:?}");
     assert_one_cut(&scene, "latest", &trace);
     gateway.stop_unfinished();
     assert_one_cut(&scene, "latest", &trace);
