@@ -28,7 +28,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, PutMode, PutOptions, PutPayload, PutResult,
+};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
@@ -268,11 +270,11 @@ impl Remote {
     }
 
     /// The outcome of a put of so many bytes. Into a folder, the processor has to copy them.
-    async fn copied<T: Send + 'static>(
+    async fn copied(
         &self,
         length: u64,
-        put: impl Future<Output = object_store::Result<T>> + Send + 'static,
-    ) -> object_store::Result<T> {
+        put: impl Future<Output = object_store::Result<PutResult>> + Send + 'static,
+    ) -> object_store::Result<PutResult> {
         if self.0.folder.is_none() || length < MIB {
             return put.await;
         }
