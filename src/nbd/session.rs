@@ -1,8 +1,8 @@
 //! The server's side of transmission (proto.md, "Transmission"): one connection, many requests at a time.
 //!
-//! One task owns a connection. It takes all requests that a receive brought, begins each on the disk, and sends all
-//! replies that are ready with one send, in the order in which they became ready. What the disk can answer at once
-//! costs no task and no wake-up.
+//! One task owns a connection. It takes all requests that a receive brought, begins each on the disk, and sends
+//! replies that are ready with as few sends as pay, in the order in which they became ready. What the disk can answer
+//! at once costs no task and no wake-up.
 //!
 //! Bounds: requests and bytes in flight, replies that the client does not fetch included; at a bound the socket is
 //! not read. What the protocol forbids is refused with its error ([`admit`]); where its end could not be found, or
@@ -37,6 +37,8 @@ const IN_FLIGHT_REQUESTS_MAX: usize = 1024;
 const SKIP_MAX: u32 = 2 * REQUEST_MAX;
 /// Replies that are gathered before the first is sent: a send of this size is as cheap per byte as a larger one.
 const SEND_BATCH: usize = 256 * 1024;
+/// As much, of what the disk did not have at once: while the client works on a part, we do on the next.
+const LATE_BATCH: usize = 32 * 1024;
 /// Runs in one answer to a block status; the client asks on from their end.
 const EXTENTS_MAX: usize = 4096;
 
@@ -159,6 +161,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             while let Poll::Ready(Some((request, answer))) = self.in_flight.poll_next_unpin(cx) {
                 self.in_flight_bytes -= payload_length(&request);
                 self.reply(&request, answer)?;
+                if self.outbox.len() >= LATE_BATCH {
+                    // What the socket has no room for is sent below, or later.
+                    let _ = self.outbox.poll_send(cx, &mut self.stream)?;
+                }
             }
             let all_sent = self.outbox.poll_send(cx, &mut self.stream)?.is_ready();
             if all_sent {

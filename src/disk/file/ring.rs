@@ -5,6 +5,10 @@
 //! into a queue and rings a bell only if the thread sleeps, so that what is begun in one go costs one submission. No
 //! runtime is needed to begin an operation, nor to wait for one.
 //!
+//! It is a thread of its own, at the price of two wake-ups, for the kernel keeps to the thread that submitted: its limit
+//! of threads for what waits (io-wq) is one for all rings of that thread, so that a disk that hangs would take those of
+//! others; and a thread cannot end before what it submitted has.
+//!
 //! Owns: what is queued and what is in flight, with its buffers. Errors of the kernel are passed on as they are.
 //! Crash: as of the file itself.
 //!
