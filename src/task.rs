@@ -1,12 +1,13 @@
-//! Blocking work, out of the way of those who do not block.
+//! Work that takes its time, out of the way of those who have none.
 //!
-//! What takes the processor for long (hashes, compression, copies of whole packs) and has no client waiting for it is
-//! *unhurried*: where processors are short, its threads get a tenth of what a thread gets that serves clients. It holds
-//! no lock for long that a client's request takes.
+//! What takes the processor for long (hashes, compression, uploads with all that belongs to them) and has no client
+//! waiting for it is *unhurried*: where processors are short, its threads get a tenth of what a thread gets that serves
+//! clients. It holds no lock for long that a client's request takes.
 
 use std::sync::OnceLock;
 
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::JoinSet;
 
 /// The call panicked, or the runtime ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +41,16 @@ pub async fn unhurried<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'sta
     }
 }
 
-/// A runtime that only lends its threads for blocking calls.
-fn patient() -> Option<&'static Handle> {
+/// As [`unhurried`], for what waits between its parts. Dropping the future ends it.
+pub async fn unhurried_task<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> Result<T, Died> {
+    let Some(patient) = patient().filter(|_| !cfg!(test)) else { return Ok(task.await) };
+    let mut alone = JoinSet::new();
+    alone.spawn_on(task, patient);
+    alone.join_next().await.and_then(Result::ok).ok_or(Died)
+}
+
+/// The runtime of all that is unhurried, if there are threads for it.
+pub fn patient() -> Option<&'static Handle> {
     /// A tenth of the usual weight (sched(7)): enough to go on when clients take all they can get.
     const NICE: i32 = 10;
     static PATIENT: OnceLock<Option<Runtime>> = OnceLock::new();
@@ -49,7 +58,8 @@ fn patient() -> Option<&'static Handle> {
         // On Linux, of the calling thread. One that may not be nice is like others.
         let _ = rustix::process::setpriority_process(None, NICE);
     };
-    let start = || Builder::new_current_thread().thread_name("umbra-patient").on_thread_start(nice).build().ok();
+    let start =
+        || Builder::new_multi_thread().enable_all().thread_name("umbra-patient").on_thread_start(nice).build().ok();
     PATIENT.get_or_init(start).as_ref().map(Runtime::handle)
 }
 

@@ -28,10 +28,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use object_store::path::Path;
-use object_store::{
-    GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, PutMode, PutOptions, PutPayload, PutResult,
-};
-use tokio::runtime::Handle;
+use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, PutMode, PutOptions, PutPayload};
 use tokio::time::{Instant, timeout};
 
 use crate::task;
@@ -78,12 +75,13 @@ impl Remote {
     ///
     /// What follows `file:` is a path as it is, relative or absolute; `file:///path` is the same as `file:/path`.
     pub fn open(url: &str, options: &BTreeMap<String, String>, limits: Limits) -> Result<Self, OpenError> {
-        Ok(Self::of(open::open(url, options, open::Absent::Refuse)?, limits))
+        Ok(Self::of(open::open(url, options, open::Caller::Reader)?, limits))
     }
 
-    /// As [`Remote::open`], for whoever writes: the folder of a `file:` remote is made where it is absent.
+    /// As [`Remote::open`], for a gateway: the folder of a `file:` remote is made where it is absent, and connections
+    /// are served by threads that let others go first.
     pub fn create(url: &str, options: &BTreeMap<String, String>, limits: Limits) -> Result<Self, OpenError> {
-        Ok(Self::of(open::open(url, options, open::Absent::Make)?, limits))
+        Ok(Self::of(open::open(url, options, open::Caller::Gateway)?, limits))
     }
 
     /// A remote over any store.
@@ -247,12 +245,11 @@ impl Remote {
         let length = body.len() as u64;
         let begun = Instant::now();
         let allowance = up.allowance(limits.answer, length);
-        let (path, options) = (self.path(key), PutOptions::from(PutMode::Create));
-        let put = {
-            let store = store.clone();
-            async move { store.put_opts(&path, PutPayload::from(body), options).await }
-        };
-        let outcome = match timeout(allowance, self.copied(length, put)).await {
+        let (store, path, options) = (store.clone(), self.path(key), PutOptions::from(PutMode::Create));
+        // The processor has to copy it, and most stores want its hash.
+        let put = task::unhurried_task(async move { store.put_opts(&path, PutPayload::from(body), options).await });
+        let died = |died| Err(object_store::Error::Generic { store: "remote", source: Box::new(died) });
+        let outcome = match timeout(allowance, put).await.map(|put| put.unwrap_or_else(died)) {
             Ok(Ok(_)) => PutOutcome::Created,
             Ok(Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })) => {
                 PutOutcome::Exists
@@ -267,21 +264,6 @@ impl Remote {
         stats.puts.fetch_add(1, Relaxed);
         stats.bytes_up.fetch_add(length, Relaxed);
         Ok(outcome)
-    }
-
-    /// The outcome of a put of so many bytes. Into a folder, the processor has to copy them.
-    async fn copied(
-        &self,
-        length: u64,
-        put: impl Future<Output = object_store::Result<PutResult>> + Send + 'static,
-    ) -> object_store::Result<PutResult> {
-        if self.0.folder.is_none() || length < MIB {
-            return put.await;
-        }
-        match task::unhurried(move || Handle::current().block_on(put)).await {
-            Ok(outcome) => outcome,
-            Err(died) => Err(object_store::Error::Generic { store: "file", source: Box::new(died) }),
-        }
     }
 
     async fn head_once(&self, key: &str) -> Result<(), RemoteError> {

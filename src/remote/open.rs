@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::SpawnedReqwestConnector;
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
@@ -16,6 +17,7 @@ use object_store::path::Path;
 use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 
 use super::error::Cause;
+use crate::task;
 
 /// Why a remote could not be opened. Nothing was asked of the store yet.
 #[derive(Debug, thiserror::Error)]
@@ -74,11 +76,13 @@ impl Folder {
     }
 }
 
-/// What to do about a folder that is not there.
+/// Who asks of a remote.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Absent {
-    Make,
-    Refuse,
+pub(super) enum Caller {
+    /// Waits for what it reads.
+    Reader,
+    /// Serves clients, who go first. A folder that is not there is made.
+    Gateway,
 }
 
 /// How long a connection may take to be made. Given to the client, which knows the connection; object_store's other
@@ -86,20 +90,20 @@ pub(super) enum Absent {
 const CONNECT_TIMEOUT: &str = "10s";
 const REQUEST_TIMEOUT: &str = "30days";
 
-pub(super) fn open(url: &str, options: &BTreeMap<String, String>, absent: Absent) -> Result<Opened, OpenError> {
+pub(super) fn open(url: &str, options: &BTreeMap<String, String>, caller: Caller) -> Result<Opened, OpenError> {
     let Some((scheme, rest)) = url.split_once(':') else { return Err(OpenError::UnknownScheme { scheme: None }) };
     let scheme = scheme.to_ascii_lowercase();
     match scheme.as_str() {
-        "file" => folder(rest, options, absent),
+        "file" => folder(rest, options, caller),
         "memory" => {
             Ok(Opened { store: Arc::new(InMemory::new()), prefix: Path::ROOT, name: "memory:".into(), folder: None })
         }
-        "s3" | "az" | "gs" => bucket(scheme, rest, options),
+        "s3" | "az" | "gs" => bucket(scheme, rest, options, caller),
         _ => Err(OpenError::UnknownScheme { scheme: Some(scheme) }),
     }
 }
 
-fn folder(rest: &str, options: &BTreeMap<String, String>, absent: Absent) -> Result<Opened, OpenError> {
+fn folder(rest: &str, options: &BTreeMap<String, String>, caller: Caller) -> Result<Opened, OpenError> {
     if let Some(key) = options.keys().next() {
         return Err(OpenError::UnknownOption { scheme: "file".into(), key: key.clone() });
     }
@@ -114,7 +118,7 @@ fn folder(rest: &str, options: &BTreeMap<String, String>, absent: Absent) -> Res
         return Err(OpenError::NoBucket { scheme: "file".into() });
     }
     let path = FilePath::new(path);
-    if absent == Absent::Make {
+    if caller == Caller::Gateway {
         make_folder(path).map_err(|source| OpenError::MakeFolder { path: path.into(), source })?;
     }
     let unreadable = |source| OpenError::Folder { path: path.into(), source };
@@ -149,7 +153,7 @@ fn make_folder(path: &FilePath) -> io::Result<()> {
     std::fs::File::open(parent)?.sync_all()
 }
 
-fn bucket(scheme: String, rest: &str, options: &BTreeMap<String, String>) -> Result<Opened, OpenError> {
+fn bucket(scheme: String, rest: &str, options: &BTreeMap<String, String>, caller: Caller) -> Result<Opened, OpenError> {
     let Some(rest) = rest.strip_prefix("//") else { return Err(OpenError::NoBucket { scheme }) };
     if rest.contains(['@', '?', '#']) {
         return Err(OpenError::Decorated { scheme });
@@ -165,9 +169,9 @@ fn bucket(scheme: String, rest: &str, options: &BTreeMap<String, String>) -> Res
         prefix => format!("{scheme}://{bucket}/{prefix}"),
     };
     let store = match scheme.as_str() {
-        "s3" => s3(bucket, options)?,
-        "az" => azure(bucket, options)?,
-        _ => gcs(bucket, options)?,
+        "s3" => s3(bucket, options, caller)?,
+        "az" => azure(bucket, options, caller)?,
+        _ => gcs(bucket, options, caller)?,
     };
     Ok(Opened { store, prefix, name, folder: None })
 }
@@ -179,7 +183,7 @@ fn no_retry() -> RetryConfig {
 
 /// A builder of object_store, set up: the three have the same methods and no common trait.
 macro_rules! set_up {
-    ($scheme:literal, $bucket:ident, $options:ident, $builder:expr, $key:ident) => {{
+    ($scheme:literal, $bucket:ident, $options:ident, $caller:ident, $builder:expr, $key:ident) => {{
         let mut builder = $builder.with_config($key::Client(ClientConfigKey::ConnectTimeout), CONNECT_TIMEOUT);
         for (key, value) in $options {
             let parsed: $key = key
@@ -187,6 +191,10 @@ macro_rules! set_up {
                 .parse()
                 .map_err(|_| OpenError::UnknownOption { scheme: $scheme.into(), key: key.clone() })?;
             builder = builder.with_config(parsed, value);
+        }
+        // Connections, with their TLS, belong to the runtime that makes them.
+        if let (Caller::Gateway, Some(patient)) = ($caller, task::patient()) {
+            builder = builder.with_http_connector(SpawnedReqwestConnector::new(patient.clone()));
         }
         let store = builder
             .with_config($key::Client(ClientConfigKey::Timeout), REQUEST_TIMEOUT)
@@ -203,16 +211,30 @@ macro_rules! set_up {
 
 type Store = Result<Arc<dyn ObjectStore>, OpenError>;
 
-fn s3(bucket: &str, options: &BTreeMap<String, String>) -> Store {
-    set_up!("s3", bucket, options, AmazonS3Builder::from_env().with_bucket_name(bucket), AmazonS3ConfigKey)
+fn s3(bucket: &str, options: &BTreeMap<String, String>, caller: Caller) -> Store {
+    set_up!("s3", bucket, options, caller, AmazonS3Builder::from_env().with_bucket_name(bucket), AmazonS3ConfigKey)
 }
 
-fn azure(bucket: &str, options: &BTreeMap<String, String>) -> Store {
-    set_up!("az", bucket, options, MicrosoftAzureBuilder::from_env().with_container_name(bucket), AzureConfigKey)
+fn azure(bucket: &str, options: &BTreeMap<String, String>, caller: Caller) -> Store {
+    set_up!(
+        "az",
+        bucket,
+        options,
+        caller,
+        MicrosoftAzureBuilder::from_env().with_container_name(bucket),
+        AzureConfigKey
+    )
 }
 
-fn gcs(bucket: &str, options: &BTreeMap<String, String>) -> Store {
-    set_up!("gs", bucket, options, GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket), GoogleConfigKey)
+fn gcs(bucket: &str, options: &BTreeMap<String, String>, caller: Caller) -> Store {
+    set_up!(
+        "gs",
+        bucket,
+        options,
+        caller,
+        GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket),
+        GoogleConfigKey
+    )
 }
 
 #[cfg(test)]
@@ -220,7 +242,7 @@ mod tests {
     use super::*;
 
     fn error(url: &str) -> OpenError {
-        match open(url, &BTreeMap::new(), Absent::Refuse) {
+        match open(url, &BTreeMap::new(), Caller::Reader) {
             Ok(opened) => panic!("{} was opened", opened.name),
             Err(error) => error,
         }
@@ -249,7 +271,7 @@ mod tests {
     #[test]
     fn an_unknown_option_is_named_without_its_value() {
         let options = BTreeMap::from([("secret_acess_key".to_owned(), "s3cr3t".to_owned())]);
-        let Err(error) = open("s3://bucket", &options, Absent::Refuse) else { panic!("opened") };
+        let Err(error) = open("s3://bucket", &options, Caller::Reader) else { panic!("opened") };
         assert!(matches!(&error, OpenError::UnknownOption { key, .. } if key == "secret_acess_key"));
         assert!(!format!("{error} {error:?}").contains("s3cr3t"));
     }
@@ -265,11 +287,11 @@ mod tests {
             ("secret_access_key", "s3cr3t"),
             ("timeout", "1s"),
         ]);
-        let opened = open("s3://bucket/a/b/", &s3, Absent::Refuse).unwrap();
+        let opened = open("s3://bucket/a/b/", &s3, Caller::Reader).unwrap();
         assert_eq!(opened.name, "s3://bucket/a/b");
         assert_eq!(opened.prefix.as_ref(), "a/b");
         let azure = options(&[("account_name", "a"), ("access_key", "c2VjcmV0")]);
-        assert_eq!(open("az://box", &azure, Absent::Refuse).unwrap().name, "az://box");
+        assert_eq!(open("az://box", &azure, Caller::Reader).unwrap().name, "az://box");
     }
 
     #[test]
@@ -277,7 +299,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let url = format!("file:{}/a/b", temp.path().display());
         assert!(matches!(error(&url), OpenError::Folder { .. }));
-        open(&url, &BTreeMap::new(), Absent::Make).unwrap();
-        open(&url.replace("file:", "file://"), &BTreeMap::new(), Absent::Refuse).unwrap();
+        open(&url, &BTreeMap::new(), Caller::Gateway).unwrap();
+        open(&url.replace("file:", "file://"), &BTreeMap::new(), Caller::Reader).unwrap();
     }
 }

@@ -15,6 +15,7 @@ use super::upload::{Taken, Uploader, with_causes};
 use crate::chain::merge::{self, FANOUT, Levels, Step};
 use crate::format::{Keys, ObjectRef};
 use crate::remote::Remote;
+use crate::task;
 
 /// With this many objects on a level publishing waits for the merge: a scan of a large volume can make packs faster
 /// than they are merged, and an entry has to stay small.
@@ -68,8 +69,10 @@ impl Merger {
         let (kind, inputs) = (step.kind(), step.inputs.clone());
         debug!(volume = report.volume(), level = step.level, inputs = inputs.len(), "merging indexes");
         let task = tokio::spawn(async move {
-            let number = numbers.next();
-            match merge::merge(remote, &keys, kind, &inputs, numbers.generation(), number).await {
+            let (of, generation, number) = (keys.clone(), numbers.generation(), numbers.next());
+            let merging = async move { merge::merge(remote, &of, kind, &inputs, generation, number).await };
+            let Ok(merged) = task::unhurried_task(merging).await else { return Ok(None) };
+            match merged {
                 Ok((body, run)) => {
                     uploader.put(keys.volume().run_key(&run), body, run, None).await.map(|run| Some(Some(run)))
                 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::{Load, MIB, Scene, Stamper, run};
+use crate::harness::{Load, MIB, Moto, STORE_CHANGED, Scene, Stamper, run};
 
 #[test]
 fn wrong_usage_ends_with_two_and_help_with_zero() {
@@ -184,29 +184,52 @@ fn systemd_is_told_when_the_exports_are_ready() {
     gateway.stop();
 }
 
-/// Names of threads and how nice they are.
-fn threads_of(pid: u32) -> Vec<(String, i32)> {
+struct Thread {
+    name: String,
+    nice: i32,
+    /// Bytes that it wrote to anything.
+    written: u64,
+}
+
+fn threads_of(pid: u32) -> Vec<Thread> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     threads
         .filter_map(|thread| {
+            let thread = thread.unwrap().path();
             // proc(5): the name is in brackets; the nice value is the 17th word behind it.
-            let stat = fs::read_to_string(thread.unwrap().path().join("stat")).ok()?;
+            let stat = fs::read_to_string(thread.join("stat")).ok()?;
             let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
-            Some((name.to_owned(), rest.split_whitespace().nth(16)?.parse().unwrap()))
+            let nice = rest.split_whitespace().nth(16)?.parse().unwrap();
+            let io = fs::read_to_string(thread.join("io")).ok()?;
+            let written = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap();
+            Some(Thread { name: name.to_owned(), nice, written })
         })
         .collect()
 }
 
 #[test]
 fn what_no_client_waits_for_is_done_by_threads_that_let_others_go_first() {
-    let scene = Scene::new(64 * MIB);
-    fs::write(scene.store(), crate::transparency::noise(64 * MIB, 5)).unwrap();
-    let mut gateway = scene.serve();
-    gateway.settle();
-    let threads = threads_of(gateway.pid());
-    let usual = threads_of(std::process::id())[0].1;
-    let (patient, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|(name, _)| name == "umbra-patient");
-    assert!(!patient.is_empty() && patient.iter().all(|(_, nice)| *nice == 10), "{patient:?}");
-    assert!(others.iter().all(|(_, nice)| *nice == usual), "{others:?}");
-    gateway.stop();
+    let moto = Moto::start();
+    for over_a_network in [false, true] {
+        let mut scene = Scene::new(64 * MIB);
+        if over_a_network {
+            scene.use_s3(moto.endpoint());
+        }
+        // The first start writes the log's segments.
+        let mut gateway = scene.serve();
+        gateway.settle();
+        gateway.stop();
+        fs::write(scene.store(), crate::transparency::noise(64 * MIB, 5)).unwrap();
+        let mut gateway = scene.serve().allow(STORE_CHANGED);
+        gateway.settle();
+        let usual = threads_of(std::process::id())[0].nice;
+        let (patient, others): (Vec<_>, Vec<_>) =
+            threads_of(gateway.pid()).into_iter().partition(|thread| thread.name == "umbra-patient");
+        let written = |threads: &[Thread]| threads.iter().map(|thread| thread.written).sum::<u64>();
+        assert!(written(&patient) >= 64 * MIB, "{}", written(&patient));
+        assert!(written(&others) < MIB, "{}", written(&others));
+        assert!(patient.iter().all(|thread| thread.nice == 10));
+        assert!(others.iter().all(|thread| thread.nice == usual));
+        gateway.stop();
+    }
 }
