@@ -43,14 +43,19 @@ pub async fn unhurried<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'sta
 
 /// As [`unhurried`], for what waits between its parts. Dropping the future ends it.
 pub async fn unhurried_task<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> Result<T, Died> {
-    let Some(patient) = patient().filter(|_| !cfg!(test)) else { return Ok(task.await) };
+    if cfg!(test) {
+        return Ok(task.await);
+    }
+    let Some(patient) = patient() else { return Ok(task.await) };
     let mut alone = JoinSet::new();
     alone.spawn_on(task, patient);
     alone.join_next().await.and_then(Result::ok).ok_or(Died)
 }
 
-/// The runtime of all that is unhurried, if there are threads for it.
+/// The runtime of all that is unhurried; none if the process has no descriptors left for it.
 pub fn patient() -> Option<&'static Handle> {
+    /// More than uploads and merges keep busy at a time: connections wait for a worker that does not hash.
+    const WORKERS: usize = 16;
     /// A tenth of the usual weight (sched(7)): enough to go on when clients take all they can get.
     const NICE: i32 = 10;
     static PATIENT: OnceLock<Option<Runtime>> = OnceLock::new();
@@ -58,8 +63,10 @@ pub fn patient() -> Option<&'static Handle> {
         // On Linux, of the calling thread. One that may not be nice is like others.
         let _ = rustix::process::setpriority_process(None, NICE);
     };
-    let start =
-        || Builder::new_multi_thread().enable_all().thread_name("umbra-patient").on_thread_start(nice).build().ok();
+    let start = || {
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(WORKERS).enable_all().thread_name("umbra-patient").on_thread_start(nice).build().ok()
+    };
     PATIENT.get_or_init(start).as_ref().map(Runtime::handle)
 }
 

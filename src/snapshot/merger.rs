@@ -69,13 +69,17 @@ impl Merger {
         let (kind, inputs) = (step.kind(), step.inputs.clone());
         debug!(volume = report.volume(), level = step.level, inputs = inputs.len(), "merging indexes");
         let task = tokio::spawn(async move {
-            let (of, generation, number) = (keys.clone(), numbers.generation(), numbers.next());
-            let merging = async move { merge::merge(remote, &of, kind, &inputs, generation, number).await };
-            let Ok(merged) = task::unhurried_task(merging).await else { return Ok(None) };
-            match merged {
-                Ok((body, run)) => {
-                    uploader.put(keys.volume().run_key(&run), body, run, None).await.map(|run| Some(Some(run)))
+            let (volume, generation, number) = (keys.volume(), numbers.generation(), numbers.next());
+            let merging = async move { merge::merge(remote, &keys, kind, &inputs, generation, number).await };
+            let merged = match task::unhurried_task(merging).await {
+                Ok(merged) => merged,
+                Err(error) => {
+                    error!(volume = report.volume(), %error, "a merge ended unexpectedly");
+                    return Ok(None);
                 }
+            };
+            match merged {
+                Ok((body, run)) => uploader.put(volume.run_key(&run), body, run, None).await.map(|run| Some(Some(run))),
                 Err(error) if error.is_transient() => {
                     warn!(volume = report.volume(), %error, "indexes cannot be merged yet");
                     Ok(None)

@@ -14,6 +14,7 @@ use tracing::warn;
 use super::status::Report;
 use crate::format::{ObjectHash, ObjectRef};
 use crate::remote::{PutOutcome, Remote, RemoteError};
+use crate::task;
 use crate::units::MIB;
 
 /// Memory of packs being built or uploaded, of all volumes of a gateway, MiB: for the log's, and as much for scans'.
@@ -99,8 +100,11 @@ impl Uploader {
         // A put whose answer was lost is normal; other bytes under our name are not.
         let found = persist(&self.report, || self.put_or_find(&key, &body)).await;
         self.report.uploaded(object.length);
-        if found.is_some_and(|found| ObjectHash(*blake3::hash(&found).as_bytes()) != object.hash) {
-            return Err(Taken { key });
+        if let Some(found) = found {
+            let hash = task::unhurried_task(async move { blake3::hash(&found) }).await;
+            if ObjectHash(*hash.expect("hashing does not panic").as_bytes()) != object.hash {
+                return Err(Taken { key });
+            }
         }
         Ok(object)
     }
