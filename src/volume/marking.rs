@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Core;
 use super::heat::Cold;
@@ -253,7 +253,7 @@ impl Core {
         };
         match begun {
             Ok(()) => self.track_again(facts),
-            Err(ref error) => warn!(volume = self.name, %error, "the marks still cannot be written"),
+            Err(ref error) => debug!(volume = self.name, %error, "the marks still cannot be written"),
         }
         Some((file, begun.is_err()))
     }

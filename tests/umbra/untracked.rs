@@ -17,11 +17,10 @@ use crate::s3::Server;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What the gateway says when marks cannot be written.
-pub const MARKS: [&str; 4] = [
+pub const MARKS: [&str; 3] = [
     "doubts about the marks could not be recorded",
     "the marks are late; log and chain are told that they may be wrong",
     "the marks cannot be written",
-    "the marks still cannot be written",
 ];
 /// What it says of a log whose disk failed.
 pub const LOG: [&str; 4] = [
