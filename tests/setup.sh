@@ -18,6 +18,7 @@ codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")
 has_command() { command -v "$1" >/dev/null; }
 has_sbin() { has_command "$1" || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
 has_sqlite() { [ -x "$python" ] && "$python" -c 'import sqlite3' 2>/dev/null; }
+has_prometheus() { [ -x "$python" ] && "$python" -c 'import prometheus_client' 2>/dev/null; }
 has_libnbd() { [ -x "$python" ] && "$python" -c 'import nbd' 2>/dev/null; }
 has_qemu() { has_command qemu-img && has_command qemu-io && has_command qemu-nbd; }
 # Where its module is absent it says so before it looks for anybody.
@@ -39,6 +40,7 @@ absent() {
     has_command nbdkit || echo nbdkit
     { has_command nbdinfo && has_command nbdcopy && has_command nbdfuse; } || echo libnbd-bin
     has_libnbd || echo python3-libnbd
+    has_prometheus || echo python3-prometheus-client
     has_sqlite || echo libpython3-stdlib
     { has_sbin mkfs.ext4 && has_sbin e2fsck; } || echo e2fsprogs
     { has_sbin losetup && has_command mount; } || echo mount

@@ -95,6 +95,9 @@ pub struct StatusArgs {
     /// One JSON object instead of a table.
     #[arg(long)]
     pub json: bool,
+    /// Prometheus' text format instead of a table.
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub metrics: bool,
     /// Refresh until interrupted.
     #[arg(long)]
     pub watch: bool,

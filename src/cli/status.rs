@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::output::{human_duration, table};
 use super::stops::Stops;
 use crate::config;
-use crate::status::{OperationsStatus, ScrubStatus, Status, StatusError, VolumeStatus, ask};
+use crate::status::{OperationsStatus, ScrubStatus, Status, StatusError, VolumeStatus, ask, metrics};
 use crate::units::{Timestamp, human_bytes};
 
 /// Between two looks of `--watch`.
@@ -39,6 +39,8 @@ pub async fn run(args: StatusArgs) -> Result<(), Failure> {
         let status = look().await?;
         return if args.json {
             super::output::print_json(&status)
+        } else if args.metrics {
+            super::output::print(&metrics::text(&status))
         } else {
             super::output::print(&picture(&status, &mut scans, Instant::now(), now()))
         };

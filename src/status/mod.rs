@@ -6,6 +6,7 @@
 
 pub mod forecast;
 pub mod latency;
+pub mod metrics;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -3,7 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::{Load, MIB, Moto, STORE_CHANGED, Scene, Stamper, run};
+use serde_json::Value;
+
+use crate::harness::{COMMAND_LIMIT, Load, MIB, Moto, STORE_CHANGED, Scene, Stamper, python, run};
 
 #[test]
 fn wrong_usage_ends_with_two_and_help_with_zero() {
@@ -139,6 +141,56 @@ fn status_has_every_field_by_its_name() {
     assert!(plain.stdout.contains("ADDED") && plain.stdout.contains("writes"), "{}", plain.stdout);
     gateway.stop();
     scene.run(&["status", config.to_str().unwrap(), "--json"]).expect_code(1);
+}
+
+#[test]
+fn metrics_are_what_prometheus_reads_and_say_what_the_status_says() {
+    let scene = Scene::new(64 * MIB);
+    let mut gateway = scene.serve();
+    Stamper::start(&Load { ops: 500, rate: 0, ..Load::MIXED }, gateway.uri(), &scene.path("")).finish();
+    let status = gateway.settle().0;
+    let config = scene.config();
+    let metrics = |options: &[&str]| scene.run(&[&["status", config.to_str().unwrap(), "--metrics"], options].concat());
+    fs::write(scene.path("metrics"), metrics(&[]).ok().stdout).unwrap();
+    let families = run(python("metrics.py").arg(scene.path("metrics")), COMMAND_LIMIT).ok().json();
+    // The only sample with these labels, besides the volume's.
+    let sample = |family: &str, name: &str, labels: &[(&str, &str)]| {
+        let samples = families[family]["samples"].as_array().unwrap_or_else(|| panic!("no {family} in {families}"));
+        let has = |sample: &&Value| {
+            let labels = [&[("volume", "disk0")], labels].concat();
+            let all = sample["labels"].as_object().unwrap();
+            sample["name"] == name
+                && all.len() == labels.len()
+                && labels.iter().all(|(key, value)| all[*key] == **value)
+        };
+        let found: Vec<f64> = samples.iter().filter(has).map(|sample| sample["value"].as_f64().unwrap()).collect();
+        assert_eq!(found.len(), 1, "{name} {labels:?} in {families}");
+        found[0]
+    };
+    let plain = |name: &str| sample(name.trim_end_matches("_total"), name, &[]);
+    assert_eq!(plain("umbra_volume_size_bytes"), (64 * MIB) as f64);
+    assert_eq!(plain("umbra_lag_bytes"), 0.0);
+    assert_eq!(plain("umbra_log_size_bytes"), status["log"]["size"].as_f64().unwrap());
+    assert_eq!(plain("umbra_uploaded_bytes_total"), status["uploaded"].as_f64().unwrap());
+    assert!(plain("umbra_newest_point_timestamp_seconds") > 1.7e9);
+    for (state, value) in [("shadowing", 1.0), ("overflowed", 0.0)] {
+        assert_eq!(sample("umbra_volume_state", "umbra_volume_state", &[("state", state)]), value);
+    }
+    let histogram = "umbra_operation_seconds";
+    assert_eq!(families[histogram]["type"], "histogram");
+    for part in ["store", "added"] {
+        let labels = [("operation", "write"), ("part", part)];
+        let of = |suffix: &str, more: &[(&str, &str)]| {
+            sample(histogram, &format!("{histogram}_{suffix}"), &[&labels, more].concat())
+        };
+        let writes = status["latency"]["writes"]["operations"].as_f64().unwrap();
+        assert_eq!((of("count", &[]), of("bucket", &[("le", "+Inf")])), (writes, writes));
+        assert!(of("bucket", &[("le", "0.001024")]) <= writes && of("sum", &[]) > 0.0);
+    }
+    for other in ["--json", "--watch"] {
+        metrics(&[other]).expect_code(2);
+    }
+    gateway.stop();
 }
 
 #[test]
