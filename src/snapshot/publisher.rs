@@ -489,14 +489,15 @@ impl Publisher {
         self.draft = entry.draft;
         self.newest = entry.number;
         self.set_base(cut.index);
-        self.volume.set_published(cut, exact);
-        self.last_entry = Instant::now();
-        self.scan_packs.clear();
         if exact {
             self.scanned = false;
             self.resync_pause = RESYNC_PAUSE_MIN;
+            // Before the lag is gone: whoever waits for that finds the point that has it all.
             self.report.published_point(NewestPoint { number: entry.number, time: entry.time });
         }
+        self.volume.set_published(cut, exact);
+        self.last_entry = Instant::now();
+        self.scan_packs.clear();
         Ok(())
     }
 
