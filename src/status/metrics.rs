@@ -9,11 +9,13 @@ use std::fmt::{Display, Write};
 use super::latency::BucketStatus;
 use super::{OperationsStatus, Status, VolumeStatus};
 use crate::units::Timestamp;
+use crate::volume::State;
+use crate::volume::histogram::LONGEST;
 
-/// Every state that a volume may be in, as the status names it.
-const STATES: [&str; 5] = ["resyncing", "shadowing", "overflowed", "untracked", "fenced"];
-/// Buckets end at 2⁰ to 2²⁶ µs, 67.1 s.
-const DOUBLINGS: u32 = 26;
+/// One of each name.
+const STATES: [State; 5] = [State::Resyncing, State::Shadowing, State::Overflowed, State::Untracked, State::Fenced];
+/// Of a microsecond, to the end of the last bucket that has one.
+const DOUBLINGS: u32 = LONGEST.as_micros().ilog2();
 
 /// Name, kind and meaning of a figure, and what it is for a volume: none where there is none.
 type Figure = (&'static str, &'static str, &'static str, fn(&VolumeStatus) -> Option<f64>);
@@ -59,7 +61,7 @@ pub fn text(status: &Status) -> String {
     }
     text.family("umbra_volume_state", "gauge", "1 for the state that the volume is in, 0 for the others.");
     for volume in &status.volumes {
-        for state in STATES {
+        for state in STATES.map(State::name) {
             let labels = [("volume", volume.name.as_str()), ("state", state)];
             text.sample("umbra_volume_state", &labels, f64::from(u8::from(volume.state == state)));
         }

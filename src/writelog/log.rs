@@ -8,8 +8,8 @@
 //! a whole one without holding the lock for longer than a pointer's move.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, PoisonError, WaitTimeoutResult};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use super::pool::{Inner, Start};
 use super::reader::{self, ReadError};
 use super::recovery::FIRST_RECORD;
 use super::segments::SLICES_MAX;
+use super::signal::{Busy, Signal};
 use super::{Full, LogFailed, LogFailure, OpenError, Position, Progress, Record, lock, writer};
 use crate::format::VolumeId;
 use crate::format::log::{RECORD_HEADER, SegmentHeader};
@@ -541,78 +542,5 @@ fn misuse(expected: LogIndex, record: &Record) -> Option<LogFailure> {
         Some(LogFailure::WrongPayload { index, length, payload: payload.len() })
     } else {
         None
-    }
-}
-
-/// A condition variable, on which in a simulated world a task can wait too.
-#[derive(Default)]
-pub(super) struct Signal {
-    condition: Condvar,
-    #[cfg(test)]
-    simulated: tokio::sync::Notify,
-}
-
-impl Signal {
-    pub fn notify_all(&self) {
-        self.condition.notify_all();
-        #[cfg(test)]
-        self.simulated.notify_one();
-    }
-
-    pub fn wait<'q>(&self, queue: MutexGuard<'q, Queue>) -> LockResult<MutexGuard<'q, Queue>> {
-        self.condition.wait(queue)
-    }
-
-    pub fn wait_timeout<'q>(
-        &self,
-        queue: MutexGuard<'q, Queue>,
-        bound: Duration,
-    ) -> LockResult<(MutexGuard<'q, Queue>, WaitTimeoutResult)> {
-        self.condition.wait_timeout(queue, bound)
-    }
-
-    pub fn wait_timeout_while<'q>(
-        &self,
-        queue: MutexGuard<'q, Queue>,
-        bound: Duration,
-        waits: impl FnMut(&mut Queue) -> bool,
-    ) -> LockResult<(MutexGuard<'q, Queue>, WaitTimeoutResult)> {
-        self.condition.wait_timeout_while(queue, bound, waits)
-    }
-
-    /// Returns when the writer was woken after this was called last, or is.
-    #[cfg(test)]
-    pub async fn simulated(&self) {
-        self.simulated.notified().await;
-    }
-}
-
-/// Since when a thread is in a call that may not come back; another thread looks.
-pub(super) struct Busy {
-    base: Instant,
-    /// Nanoseconds after `base`, plus one; 0 when it is in none.
-    since: AtomicU64,
-}
-
-impl Busy {
-    fn new() -> Self {
-        Self { base: Instant::now(), since: AtomicU64::new(0) }
-    }
-    fn lasts(&self, bound: Duration) -> bool {
-        let since = self.since.load(Ordering::Relaxed);
-        since != 0 && self.base.elapsed() >= Duration::from_nanos(since) + bound
-    }
-    /// Runs a call to the disk.
-    pub fn during<T>(&self, call: impl FnOnce() -> T) -> T {
-        self.begin();
-        let result = call();
-        self.end();
-        result
-    }
-    pub fn begin(&self) {
-        self.since.store(self.base.elapsed().as_nanos() as u64 + 1, Ordering::Relaxed);
-    }
-    pub fn end(&self) {
-        self.since.store(0, Ordering::Relaxed);
     }
 }

@@ -33,6 +33,7 @@ mod power_cuts;
 mod reader;
 mod recovery;
 mod segments;
+mod signal;
 #[cfg(test)]
 mod simulated;
 mod superblock;
